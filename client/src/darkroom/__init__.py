@@ -1,0 +1,74 @@
+"""Typed client for Darkroom, the SDXL microservice.
+
+>>> with Darkroom() as client:  # doctest: +SKIP
+...     client.generate("a fox in the snow", seed=7).image.save("fox.png")
+"""
+
+from darkroom._async_client import AsyncDarkroom
+from darkroom._client import Darkroom
+from darkroom._connection import Timeouts
+from darkroom._errors import (
+    APIError,
+    AuthenticationFailed,
+    BadResponse,
+    Conflict,
+    ConnectionFailed,
+    DarkroomError,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    PermissionDenied,
+    RateLimited,
+    ServerError,
+    Timeout,
+    Unavailable,
+    UnsupportedMedia,
+)
+from darkroom._http import VERSION as __version__
+from darkroom._images import Generation, Image
+from darkroom.types import (
+    FieldError,
+    GenerateRequest,
+    Output,
+    Problem,
+    Receipt,
+    Refiner,
+    ServiceInfo,
+    Timings,
+    TokenReport,
+)
+
+__all__ = [
+    "APIError",
+    "AsyncDarkroom",
+    "AuthenticationFailed",
+    "BadResponse",
+    "Conflict",
+    "ConnectionFailed",
+    "Darkroom",
+    "DarkroomError",
+    "DeadlineExceeded",
+    "FieldError",
+    "GenerateRequest",
+    "Generation",
+    "Image",
+    "InvalidRequest",
+    "NotFound",
+    "Output",
+    "PayloadTooLarge",
+    "PermissionDenied",
+    "Problem",
+    "RateLimited",
+    "Receipt",
+    "Refiner",
+    "ServerError",
+    "ServiceInfo",
+    "Timeout",
+    "Timeouts",
+    "Timings",
+    "TokenReport",
+    "Unavailable",
+    "UnsupportedMedia",
+    "__version__",
+]

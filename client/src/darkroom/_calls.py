@@ -1,0 +1,65 @@
+"""One pure function per endpoint: arguments in, a `Call` out. Nothing here does I/O."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from darkroom.types import GenerateRequest, GenerateResponse, ServiceInfo
+
+T_co = TypeVar("T_co", covariant=True)
+
+_QUICK_SECONDS = 30.0
+"""Endpoints that answer from memory do not get the patience of a picture."""
+
+
+@dataclass(frozen=True)
+class Call(Generic[T_co]):
+    """One HTTP exchange to make, and how to read what comes back.
+
+    `decode` turns the body of a 2xx answer into the value; it raises pydantic's `ValidationError` where the
+    body is something else. `idempotent` says that a second sending costs nothing and changes nothing, so
+    that the call may be repeated after a fault that leaves open whether the first one was carried out.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    decode: Callable[[bytes], T_co]
+    # Prompts are private: a logged Call must not show one.
+    body: bytes | None = field(default=None, repr=False)
+    headers: tuple[tuple[str, str], ...] = ()
+    idempotent: bool = False
+    longest_seconds: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+def generate(request: GenerateRequest) -> Call[GenerateResponse]:
+    """Images from a prompt.
+
+    Fields at their defaults are left out of the body, so that this client can talk to a service that is older
+    than itself and has not heard of them.
+    """
+    return Call(
+        "POST",
+        "/v1/generate",
+        GenerateResponse.model_validate_json,
+        body=request.model_dump_json(exclude_defaults=True).encode(),
+        headers=(("Content-Type", "application/json"),),
+    )
+
+
+def info() -> Call[ServiceInfo]:
+    """What the service is and what it can do."""
+    return Call(
+        "GET", "/v1/info", ServiceInfo.model_validate_json, idempotent=True, longest_seconds=_QUICK_SECONDS
+    )
+
+
+def ready() -> Call[None]:
+    """Nothing, once pictures can be made; the status says it all, so the body is not looked at."""
+    return Call("GET", "/readyz", _nothing, idempotent=True, longest_seconds=_QUICK_SECONDS)
+
+
+def _nothing(_body: bytes) -> None:
+    return None

@@ -1,0 +1,195 @@
+"""`Darkroom`, the client for programs and notebooks. `_async_client` is its twin: change both."""
+
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+from darkroom import _calls, _http
+from darkroom._connection import DEFAULT_MAX_RETRIES, Timeouts, resolve
+from darkroom._errors import DarkroomError, refused_before_sending
+from darkroom._exchange import Failure, Outcome, Outside, Send, Sleep, Steps, exchange
+from darkroom._images import Generation
+from darkroom._replies import Reply
+from darkroom._waiting import until_ready
+from darkroom.types import GenerateRequest, Output, Refiner, SchedulerName, ServiceInfo
+
+T = TypeVar("T")
+
+_log = logging.getLogger("darkroom")
+_PNG_WITH_RECIPE = Output()
+
+
+class Darkroom:
+    """A client for one Darkroom service. Threads may share it.
+
+    `base_url` and `api_key` default to the environment's `DARKROOM_URL` (else http://127.0.0.1:3000) and
+    `DARKROOM_API_KEY`. `timeout` bounds a whole call with all its retries, in seconds, 600 by default; give a
+    `Timeouts` to say more. `http_client` is anything with `httpx.Client`'s API, for proxies, certificates and
+    tests; it stays its owner's to close.
+
+    >>> with Darkroom("http://gpu-node:3000", timeout=120) as client:
+    ...     print(client)
+    Darkroom('http://gpu-node:3000')
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float | Timeouts | None = None,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        http_client: _http.HttpClient | None = None,
+    ) -> None:
+        own_url = _http.url_of(http_client)
+        self._connection = resolve(base_url, api_key, timeout, max_retries, http_client_url=own_url)
+        self._owns_http = http_client is None
+        self._http = _http.new_client() if http_client is None else http_client
+        self._library = _http.library_of(self._http)
+        self._outside = Outside()
+        self._sleep: Callable[[float], None] = time.sleep
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        scheduler: SchedulerName = "euler",
+        seed: int | None = None,
+        num_images: int = 1,
+        refiner: Refiner | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crops_coords_top_left: tuple[int, int] = (0, 0),
+        negative_target_size: tuple[int, int] | None = None,
+        output: Output = _PNG_WITH_RECIPE,
+        tokens: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> Generation:
+        """Pictures of a prompt.
+
+        The arguments are those of `GenerateRequest`, where each is explained. Prompts are in compel's syntax:
+        `(phrase)1.3`, `(phrase)++`, `word-`. `timeout_seconds` is the service's deadline, after which it
+        stops working on the request.
+
+        Raises: `InvalidRequest` before anything is sent where a value cannot be right, else any
+        `DarkroomError`.
+
+        >>> foxes = client.generate("a (red)1.3 fox", seed=7, num_images=2, output=Output(metadata="none"))
+        >>> foxes[1]
+        <Image 64×64 image/png, 0.4 kB, seed 8>
+        """
+        with refused_before_sending():
+            request = GenerateRequest(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                width=width,
+                height=height,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                scheduler=scheduler,
+                seed=seed,
+                num_images=num_images,
+                refiner=refiner,
+                original_size=original_size,
+                crops_coords_top_left=crops_coords_top_left,
+                target_size=target_size,
+                negative_original_size=negative_original_size,
+                negative_crops_coords_top_left=negative_crops_coords_top_left,
+                negative_target_size=negative_target_size,
+                output=output,
+                tokens=tokens,
+                timeout_seconds=timeout_seconds,
+            )
+        return self.generate_request(request)
+
+    def generate_request(self, request: GenerateRequest) -> Generation:
+        """Pictures of a request that is already made.
+
+        >>> base = GenerateRequest(prompt="a fox", seed=7)
+        >>> client.generate_request(base.model_copy(update={"guidance_scale": 5.0})).image.seed
+        7
+        """
+        return Generation.from_response(self._call(_calls.generate(request)))
+
+    def info(self) -> ServiceInfo:
+        """What the service is and what it can do.
+
+        >>> client.info().limits.max_edge
+        2048
+        """
+        return self._call(_calls.info())
+
+    def wait_until_ready(
+        self, timeout_seconds: float = 600.0, on_wait: Callable[[DarkroomError], object] | None = None
+    ) -> None:
+        """Return once the service can make pictures, however often it has to be asked.
+
+        `on_wait` is called after every probe that failed, with the reason; `on_wait=print` will do.
+
+        Raises: `Timeout` when the time is up.
+
+        >>> client.wait_until_ready(timeout_seconds=120, on_wait=print)
+        """
+        self._run(
+            until_ready(self._connection, self._outside, timeout_seconds=timeout_seconds, on_wait=on_wait)
+        )
+
+    def close(self) -> None:
+        """Give the connections back. A client that the caller brought stays open."""
+        if self._owns_http:
+            self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._connection.base_url!r})"
+
+    def _call(self, call: _calls.Call[T]) -> T:
+        return self._run(exchange(call, self._connection, self._outside))
+
+    def _run(self, steps: Steps[T]) -> T:
+        outcome: Outcome | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as done:
+                value: T = done.value
+                return value
+            if isinstance(step, Sleep):
+                _log.info(step.because)
+                self._sleep(step.seconds)
+                outcome = None
+            else:
+                outcome = self._send(step)
+
+    def _send(self, step: Send) -> Reply | Failure:
+        request = _http.build_request(self._http, step, self._connection)
+        try:
+            response = self._http.send(request, stream=True, follow_redirects=False)
+            try:
+                chunks: list[bytes] = []
+                for chunk in response.iter_bytes():
+                    chunks.append(chunk)
+                    # The library's read limit starts anew with every chunk; ours does not.
+                    if self._outside.now() > step.give_up_at:
+                        return Failure("timeout")
+            finally:
+                response.close()
+        except self._library.RequestError as error:
+            return _http.failure_of(error, self._library)
+        return _http.reply_of(response, chunks)

@@ -1,0 +1,198 @@
+"""Everything that can go wrong, as exceptions with facts.
+
+```
+DarkroomError
+├── ConnectionFailed          the service was not reached, or hung up half-way
+├── Timeout                   this client's own patience ran out
+├── BadResponse               an answer that no Darkroom gives: a proxy's page, a redirect, half a JSON
+└── APIError                  the service said no, and why (`.problem`, `.status`)
+    ├── InvalidRequest        400, 422; also raised before anything is sent
+    ├── AuthenticationFailed  401        PermissionDenied  403
+    ├── NotFound              404        Conflict          409
+    ├── PayloadTooLarge       413        UnsupportedMedia  415
+    ├── RateLimited           429
+    └── ServerError           any 5xx
+        ├── Unavailable       503: loading, overloaded or shutting down (`.code`)
+        └── DeadlineExceeded  504: the service's patience, or the request's `timeout_seconds`, ran out
+```
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from darkroom.types import FieldError, Problem
+
+# Arguments are positional all the way down so that exceptions survive pickling, as multiprocessing needs.
+
+
+class DarkroomError(Exception):
+    """Base of everything that this client raises on purpose."""
+
+
+class ConnectionFailed(DarkroomError):
+    """The service was not reached, or the connection broke before its answer was complete."""
+
+
+class Timeout(DarkroomError):
+    """No complete answer came within this client's own time limit."""
+
+
+class BadResponse(DarkroomError):
+    """An answer that no Darkroom gives, such as a proxy's error page."""
+
+    def __init__(self, status: int, reason: str, excerpt: str = "") -> None:
+        super().__init__(status, reason, excerpt)
+        self.status = status
+        self.reason = reason
+        self.excerpt = excerpt
+        """The first 200 characters of the body."""
+
+    def __str__(self) -> str:
+        body = f" The body begins {self.excerpt!r}." if self.excerpt else ""
+        return f"HTTP {self.status}: {self.reason}.{body}"
+
+
+class APIError(DarkroomError):
+    """The service refused or failed, and said why.
+
+    >>> from darkroom.types import Problem
+    >>> print(APIError(Problem(title="Teapot", status=418, detail="no coffee here", code="teapot"), 418))
+    no coffee here (418 teapot)
+    """
+
+    def __init__(self, problem: Problem, status: int, retry_after_seconds: float | None = None) -> None:
+        super().__init__(problem, status, retry_after_seconds)
+        self.problem = problem
+        self.status = status
+        self.retry_after_seconds = retry_after_seconds
+        """When the service suggests to come back, where it does."""
+
+    @property
+    def code(self) -> str:
+        """The kind of error, for programs: `overloaded`, `model_loading`, …"""
+        return self.problem.code
+
+    @property
+    def request_id(self) -> str | None:
+        """What to look for in the service's logs."""
+        return self.problem.request_id
+
+    @property
+    def errors(self) -> list[FieldError]:
+        """The faulty fields, each with its JSON pointer; empty where the fault is not in a field."""
+        return self.problem.errors
+
+    def __str__(self) -> str:
+        facts = f"{self.status} {self.code}"
+        if self.request_id:
+            facts += f", request {self.request_id}"
+        return "\n".join([f"{self.problem.detail} ({facts})", *map(_field_line, self.errors)])
+
+
+class InvalidRequest(APIError):
+    """400 or 422: fields of the request are wrong; `.errors` says which. Also raised before anything is
+    sent."""
+
+
+class AuthenticationFailed(APIError):
+    """401: no API key, or one that the service does not know."""
+
+
+class PermissionDenied(APIError):
+    """403: the API key lacks the scope that this needs."""
+
+
+class NotFound(APIError):
+    """404: no such thing, or no such route on this service."""
+
+
+class Conflict(APIError):
+    """409: the state of the thing does not allow it."""
+
+
+class PayloadTooLarge(APIError):
+    """413: the body is larger than the service takes."""
+
+
+class UnsupportedMedia(APIError):
+    """415: the service does not take this kind of body."""
+
+
+class RateLimited(APIError):
+    """429: this caller's own quota is used up; `.retry_after_seconds` says for how long."""
+
+
+class ServerError(APIError):
+    """5xx: the fault is not the caller's."""
+
+
+class Unavailable(ServerError):
+    """503: not now. `.code` is `model_loading`, `overloaded` or `draining`; see `.retry_after_seconds`."""
+
+
+class DeadlineExceeded(ServerError):
+    """504: the request's `timeout_seconds`, or the service's own limit, ran out."""
+
+
+_BY_STATUS: dict[int, type[APIError]] = {
+    400: InvalidRequest,
+    401: AuthenticationFailed,
+    403: PermissionDenied,
+    404: NotFound,
+    409: Conflict,
+    413: PayloadTooLarge,
+    415: UnsupportedMedia,
+    422: InvalidRequest,
+    429: RateLimited,
+    503: Unavailable,
+    504: DeadlineExceeded,
+}
+
+
+def api_error(problem: Problem, status: int, retry_after_seconds: float | None) -> APIError:
+    """The most specific error for a status."""
+    kind = _BY_STATUS.get(status, ServerError if status >= 500 else APIError)
+    return kind(problem, status, retry_after_seconds)
+
+
+@contextmanager
+def refused_before_sending() -> Iterator[None]:
+    """Turn a request that pydantic refuses into the `InvalidRequest` that the service would have answered."""
+    try:
+        yield
+    except ValidationError as error:
+        raise InvalidRequest(invalid_request_problem(field_errors(error)), 422) from None
+
+
+def invalid_request_problem(errors: list[FieldError]) -> Problem:
+    """The problem document for a request with these faults."""
+    detail = f"the request has {len(errors)} faults" if len(errors) > 1 else "the request has a fault"
+    return Problem(title="Invalid request", status=422, detail=detail, code="invalid_request", errors=errors)
+
+
+def field_errors(error: ValidationError) -> list[FieldError]:
+    """Pydantic's findings, with JSON pointers (RFC 6901) in place of tuples."""
+    return [
+        FieldError(pointer="".join(f"/{_escaped(part)}" for part in found["loc"]), message=_message(found))
+        for found in error.errors(include_url=False, include_input=False)
+    ]
+
+
+def _escaped(part: str | int) -> str:
+    return str(part).replace("~", "~0").replace("/", "~1")
+
+
+def _message(found: ErrorDetails) -> str:
+    # Pydantic puts "Value error, " before the words of our own validators.
+    own = found.get("ctx", {}).get("error")
+    return str(own) if isinstance(own, ValueError) else found["msg"]
+
+
+def _field_line(error: FieldError) -> str:
+    place = error.pointer or "the request as a whole"
+    if error.position is not None:
+        place += f", character {error.position}"
+    return f"  {place}: {error.message}"

@@ -1,0 +1,104 @@
+"""The only place that knows httpx.
+
+A caller's own client may be of another library with the same API (httpx2, or a test client made of either):
+only plain values are handed to it, and errors are told apart by the classes of the library that it comes
+from.
+"""
+
+import importlib.metadata
+import sys
+from types import ModuleType
+from typing import Any, Protocol
+
+import httpx as httpx  # re-exported: testing takes it from here
+
+from darkroom._connection import Connection
+from darkroom._exchange import Failure, Send
+from darkroom._replies import Reply
+
+try:
+    VERSION = importlib.metadata.version("darkroom-client")
+except importlib.metadata.PackageNotFoundError:  # run from a checkout
+    VERSION = "0+checkout"
+
+_Timeouts = tuple[float, float, float, float]
+
+
+class HttpClient(Protocol):
+    """What is asked of an HTTP client; `httpx.Client` has it."""
+
+    def build_request(
+        self, method: str, url: str, *, content: bytes | None, headers: dict[str, str], timeout: _Timeouts
+    ) -> Any: ...
+
+    def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class AsyncHttpClient(Protocol):
+    """What is asked of an asynchronous HTTP client; `httpx.AsyncClient` has it."""
+
+    def build_request(
+        self, method: str, url: str, *, content: bytes | None, headers: dict[str, str], timeout: _Timeouts
+    ) -> Any: ...
+
+    async def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any: ...
+
+    async def aclose(self) -> None: ...
+
+
+def new_client() -> httpx.Client:
+    return httpx.Client()
+
+
+def new_async_client() -> httpx.AsyncClient:
+    return httpx.AsyncClient()
+
+
+def url_of(http_client: HttpClient | AsyncHttpClient | None) -> str:
+    """The `base_url` that a caller gave to their own client, or `""`."""
+    return str(getattr(http_client, "base_url", ""))
+
+
+def library_of(http_client: HttpClient | AsyncHttpClient) -> ModuleType:
+    """The package that defines the client's class: httpx, or one that has the same exceptions."""
+    for ancestor in type(http_client).__mro__:
+        package = sys.modules.get(ancestor.__module__.partition(".")[0])
+        if package is not None and hasattr(package, "RequestError") and hasattr(package, "ConnectError"):
+            return package
+    return httpx
+
+
+def build_request(http_client: HttpClient | AsyncHttpClient, step: Send, connection: Connection) -> Any:
+    """The library's own request object, ready to be sent."""
+    headers = {
+        "Accept": "application/json",
+        "User-Agent": f"darkroom-python/{VERSION}",
+        **dict(step.call.headers),
+    }
+    if connection.api_key is not None:
+        headers["Authorization"] = f"Bearer {connection.api_key.get_secret_value()}"
+    return http_client.build_request(
+        step.call.method,
+        connection.base_url + step.call.path,
+        content=step.call.body,
+        headers=headers,
+        # connect, read, write, pool
+        timeout=(step.connect_seconds, step.read_seconds, step.read_seconds, step.read_seconds),
+    )
+
+
+def reply_of(response: Any, chunks: list[bytes]) -> Reply:
+    """The library's response in our own terms."""
+    headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
+    return Reply(response.status_code, headers, b"".join(chunks))
+
+
+def failure_of(error: Exception, library: ModuleType) -> Failure:
+    """What an exception of the library means for the policy."""
+    if isinstance(error, (library.ConnectError, library.ConnectTimeout, library.ProxyError)):
+        return Failure("unreached", error)
+    if isinstance(error, library.TimeoutException):
+        return Failure("timeout", error)
+    return Failure("broken", error)

@@ -1,0 +1,215 @@
+"""`FakeDarkroom`, an in-memory service for the tests of programs that use this client.
+
+It speaks the real protocol under the real client: requests are validated by the same classes, failures come
+as the same problem documents, retries happen (and take no time).
+"""
+
+import http
+import itertools
+from dataclasses import dataclass
+from typing import get_args
+
+from pydantic import ValidationError
+
+from darkroom._async_client import AsyncDarkroom
+from darkroom._client import Darkroom
+from darkroom._connection import DEFAULT_MAX_RETRIES
+from darkroom._errors import field_errors, invalid_request_problem
+from darkroom._exchange import Outside
+from darkroom._fake_pictures import can_encode, generated
+from darkroom._http import httpx
+from darkroom.types import (
+    FieldError,
+    GenerateRequest,
+    ImageFormat,
+    Limits,
+    ModelInfo,
+    Problem,
+    SchedulerName,
+    ServiceInfo,
+)
+from darkroom.types.generate import MAX_EDGE, MAX_IMAGES, MAX_PROMPT_CHARACTERS, MAX_STEPS
+
+_URL = "http://fake-darkroom"
+_CODES = {
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    422: "invalid_request",
+    429: "rate_limited",
+    500: "internal",
+    503: "overloaded",
+    504: "deadline_exceeded",
+}
+_INFO = ServiceInfo(
+    name="darkroom",
+    version="0",
+    ready=True,
+    model=ModelInfo(
+        name="fake", fingerprint="0" * 64, width=64, height=64, refiner=True, dtype="none", device="none"
+    ),
+    schedulers=list(get_args(SchedulerName)),
+    formats=list(get_args(ImageFormat)),
+    limits=Limits(
+        max_edge=MAX_EDGE,
+        max_steps=MAX_STEPS,
+        max_images=MAX_IMAGES,
+        max_prompt_characters=MAX_PROMPT_CHARACTERS,
+        max_body_bytes=1 << 20,
+        max_queue_seconds=120.0,
+    ),
+    versions={},
+)
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request that reached the fake, failed ones included."""
+
+    method: str
+    path: str
+    generate: GenerateRequest | None = None
+    """The order for pictures, where it was one and was valid."""
+
+
+class FakeDarkroom:
+    """A service in memory: real protocol, small pictures that depend on prompt, seed and size, and faults
+    on order.
+
+    With an `api_key` it lets in only clients that hold it. `sleeps` are the seconds that clients would have
+    waited before their retries.
+
+    >>> fake = FakeDarkroom()
+    >>> fake.fail_next(503, times=2)
+    >>> with fake.client() as client:
+    ...     picture = client.generate("a fox", seed=7).image
+    >>> picture
+    <Image 64×64 image/png, 0.4 kB, seed 7>
+    >>> [received.path for received in fake.requests]
+    ['/v1/generate', '/v1/generate', '/v1/generate']
+    """
+
+    def __init__(self, *, api_key: str | None = None) -> None:
+        self.requests: list[Received] = []
+        self.sleeps: list[float] = []
+        self._api_key = api_key
+        self._failures: list[httpx.Response | Exception] = []
+        self._ids = itertools.count(1)
+
+    def fail_next(
+        self,
+        failure: int | Exception,
+        times: int = 1,
+        *,
+        code: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        """Answer the next requests, of any kind, with this status, or let them fail with this exception.
+
+        `ConnectionError` and `TimeoutError` stand for a service that is not reached and one that does not
+        answer. A 429 and a 503 carry `Retry-After: 0` unless told otherwise.
+
+        >>> fake.fail_next(429, retry_after_seconds=3600)
+        >>> client.info()
+        Traceback (most recent call last):
+        darkroom._errors.RateLimited: the fake answers 429 Too Many Requests (429 rate_limited)
+        """
+        if isinstance(failure, int):
+            if retry_after_seconds is None and failure in (429, 503):
+                retry_after_seconds = 0
+            self._failures += [_refusal(failure, code, retry_after_seconds) for _ in range(times)]
+        else:
+            self._failures += [_as_httpx(failure)] * times
+
+    def client(self, *, api_key: str | None = None, max_retries: int = DEFAULT_MAX_RETRIES) -> Darkroom:
+        """A `Darkroom` that talks to this fake and never sleeps."""
+        transport = httpx.Client(transport=httpx.MockTransport(self._answer))
+        client = Darkroom(_URL, api_key=api_key, max_retries=max_retries, http_client=transport)
+        client._outside = self._outside()
+        client._sleep = self.sleeps.append
+        return client
+
+    def async_client(
+        self, *, api_key: str | None = None, max_retries: int = DEFAULT_MAX_RETRIES
+    ) -> AsyncDarkroom:
+        """An `AsyncDarkroom` that talks to this fake and never sleeps."""
+
+        async def sleep(seconds: float) -> None:
+            self.sleeps.append(seconds)
+
+        transport = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
+        client = AsyncDarkroom(_URL, api_key=api_key, max_retries=max_retries, http_client=transport)
+        client._outside = self._outside()
+        client._sleep = sleep
+        return client
+
+    def _outside(self) -> Outside:
+        # Time passes only by sleeping, so that deadlines are reached in tests as they are in life.
+        return Outside(now=lambda: sum(self.sleeps), draw=lambda: 0.5)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        order, faults = _order_in(request)
+        self.requests.append(Received(request.method, request.url.path, order))
+        if self._failures:
+            failure = self._failures.pop(0)
+            if isinstance(failure, Exception):
+                raise failure
+            return failure
+        if self._api_key and request.headers.get("authorization") != f"Bearer {self._api_key}":
+            return _refusal(401)
+        match request.method, request.url.path:
+            case "POST", "/v1/generate":
+                if order is None:
+                    return _problem(invalid_request_problem(faults))
+                return _json(200, generated(order, next(self._ids)).model_dump_json())
+            case "GET", "/v1/info":
+                return _json(200, _INFO.model_dump_json())
+            case "GET", "/readyz":
+                return _json(200, "{}")
+        return _refusal(404)
+
+
+def _order_in(request: httpx.Request) -> tuple[GenerateRequest | None, list[FieldError]]:
+    if request.url.path != "/v1/generate":
+        return None, []
+    try:
+        order = GenerateRequest.model_validate_json(request.content)
+    except ValidationError as error:
+        return None, field_errors(error)
+    if not can_encode(order.output.format):
+        message = f"the fake draws {order.output.format} only where Pillow is installed"
+        return None, [FieldError(pointer="/output/format", message=message)]
+    return order, []
+
+
+def _refusal(
+    status: int, code: str | None = None, retry_after_seconds: float | None = None
+) -> httpx.Response:
+    title = http.HTTPStatus(status).phrase
+    problem = Problem(
+        title=title,
+        status=status,
+        detail=f"the fake answers {status} {title}",
+        code=code or _CODES.get(status, title.lower().replace(" ", "_")),
+    )
+    return _problem(problem, retry_after_seconds)
+
+
+def _problem(problem: Problem, retry_after_seconds: float | None = None) -> httpx.Response:
+    headers = {} if retry_after_seconds is None else {"Retry-After": f"{retry_after_seconds:g}"}
+    return _json(
+        problem.status, problem.model_dump_json(), {**headers, "Content-Type": "application/problem+json"}
+    )
+
+
+def _json(status: int, text: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    return httpx.Response(status, text=text, headers={"Content-Type": "application/json", **(headers or {})})
+
+
+def _as_httpx(error: Exception) -> Exception:
+    """The exception that httpx raises for the same thing, so that tests need not know httpx."""
+    if isinstance(error, ConnectionError):
+        return httpx.ConnectError(str(error))
+    if isinstance(error, TimeoutError):
+        return httpx.ReadTimeout(str(error))
+    return error

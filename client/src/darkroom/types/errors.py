@@ -1,0 +1,28 @@
+"""How every error looks on the wire (RFC 9457, `application/problem+json`)."""
+
+from darkroom.types.common import Response
+
+
+class FieldError(Response):
+    """One fault in a request body."""
+
+    pointer: str
+    """JSON pointer (RFC 6901) to the faulty value, `""` for the body as a whole."""
+    message: str
+    position: int | None = None
+    """Index of the faulty character inside a prompt, where the fault has one."""
+
+
+class Problem(Response):
+    """An error: what happened, in words for people and in `code` for programs."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    """Stable identifier of the kind of error, e.g. `invalid_request`, `overloaded`, `model_loading`."""
+    instance: str | None = None
+    """Path of the request that failed."""
+    request_id: str | None = None
+    errors: list[FieldError] = []

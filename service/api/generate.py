@@ -1,0 +1,83 @@
+"""POST /v1/generate."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from darkroom.types import GenerateRequest, GenerateResponse, Timings
+from fastapi import APIRouter, Request, Response
+
+from service.api import negotiation
+from service.api.in_flight import InFlight
+
+if TYPE_CHECKING:
+    from service.generation import Generated
+    from service.wiring import Components
+
+SUMMARY = "Images from a prompt"
+DESCRIPTION = (
+    "JSON with every image in base64, or, where `Accept` prefers `image/png`, `image/jpeg` or `image/webp` "
+    "and one image was ordered, the bytes of that file. The work stops when the caller disconnects."
+)
+
+
+def router(components: Callable[[], "Components"], in_flight: InFlight) -> APIRouter:
+    """The route over the use case of these components."""
+    routes = APIRouter()
+
+    @routes.post(
+        "/v1/generate",
+        operation_id="generate",
+        tags=["images"],
+        summary=SUMMARY,
+        description=DESCRIPTION,
+        response_model=GenerateResponse,
+        responses={
+            200: {"description": "The images.", "content": _image_content(), "headers": _header_docs()}
+        },
+    )
+    async def generate(order: GenerateRequest, request: Request) -> Response:
+        media_type = negotiation.representation(order, ",".join(request.headers.getlist("accept")))
+        order = negotiation.with_format(order, media_type)
+        generated = await in_flight.run(components().generation.generate(order), request.receive)
+        headers = headers_of(generated)
+        if media_type == negotiation.JSON:
+            # Written here: FastAPI would validate and copy megabytes of base64 once more.
+            return Response(generated.response().model_dump_json(), headers=headers, media_type=media_type)
+        (image,) = generated.images
+        return Response(image.data, headers=headers, media_type=image.media_type)
+
+    return routes
+
+
+def headers_of(generated: "Generated") -> dict[str, str]:
+    """What is known about the images, for those who read only headers."""
+    return {
+        "X-Darkroom-Id": generated.id,
+        "X-Darkroom-Seed": str(generated.images[0].seed),
+        "X-Darkroom-Model": _header_safe(generated.model),
+        "Server-Timing": _server_timing(generated.timings),
+        "Vary": "Accept",
+    }
+
+
+def _server_timing(timings: Timings) -> str:
+    return ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in timings.model_dump().items())
+
+
+def _header_safe(text: str) -> str:
+    """A model may be named after a folder, whose name may be anything."""
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
+
+
+def _image_content() -> dict[str, object]:
+    return {name: {"schema": {"type": "string", "format": "binary"}} for name in negotiation.IMAGE_FORMATS}
+
+
+def _header_docs() -> dict[str, object]:
+    said = {
+        "X-Darkroom-Id": "Id of this run.",
+        "X-Darkroom-Seed": "Seed of the first image.",
+        "X-Darkroom-Model": "Name of the model.",
+        "Server-Timing": "Milliseconds by stage.",
+    }
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in said.items()}

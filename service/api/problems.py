@@ -1,0 +1,191 @@
+"""Errors as answers: one table from the class of an error to its status, and the RFC 9457 body."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import pydantic
+import structlog
+from darkroom.types import FieldError, GenerateRequest, Output, Problem, Refiner
+from fastapi.exceptions import RequestValidationError
+from starlette.responses import Response
+
+from service import errors
+from service.api import exchange, refusals
+
+MEDIA_TYPE = "application/problem+json"
+MAX_FIELD_ERRORS = 20
+MAX_TEXT_CHARACTERS = 300
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one class of error is answered. `retry_after_seconds` is the default where the error names none."""
+
+    status: int
+    code: str
+    title: str
+    retry_after_seconds: float | None = None
+
+
+TABLE: dict[type[Exception], Row] = {
+    refusals.Unauthenticated: Row(401, "unauthenticated", "An API key is needed"),
+    refusals.Forbidden: Row(403, "forbidden", "The API key may not do this"),
+    refusals.NotAcceptable: Row(406, "not_acceptable", "No acceptable representation"),
+    refusals.BodyTooSlow: Row(408, "body_too_slow", "The body took too long"),
+    refusals.BodyTooLarge: Row(413, "body_too_large", "The body is too large"),
+    refusals.UnsupportedMediaType: Row(415, "unsupported_media_type", "The body must be JSON"),
+    refusals.Disconnected: Row(499, "disconnected", "The caller went away"),
+    refusals.ShutDown: Row(503, "shutdown", "The service shut down", 5),
+    errors.InvalidPrompt: Row(422, "invalid_prompt", "The prompt cannot be read"),
+    errors.InvalidOption: Row(422, "invalid_option", "The request is not possible on this service"),
+    errors.TooExpensive: Row(422, "too_expensive", "The request is too expensive"),
+    errors.UnusableImage: Row(422, "unusable_image", "The model made an unusable image"),
+    errors.OutOfDeviceMemory: Row(413, "out_of_device_memory", "The image does not fit the device"),
+    errors.ModelLoading: Row(503, "model_loading", "The model is loading", 5),
+    errors.Draining: Row(503, "draining", "The service is shutting down", 5),
+    errors.Overloaded: Row(503, "overloaded", "The queue is full", 10),
+    errors.EngineStopped: Row(503, "engine_stopped", "The engine has stopped", 30),
+    errors.Cancelled: Row(503, "cancelled", "The work was cancelled", 5),
+    errors.DeadlineExceeded: Row(504, "deadline_exceeded", "The deadline passed"),
+}
+MALFORMED_JSON = Row(400, "malformed_json", "The body is not JSON")
+INVALID_REQUEST = Row(422, "invalid_request", "The request is invalid")
+INTERNAL = Row(500, "internal", "Internal error")
+ANSWERED = {
+    400: Row(400, "malformed_json", "The body is not JSON"),
+    404: Row(404, "not_found", "Nothing is here"),
+    405: Row(405, "method_not_allowed", "The method is not allowed"),
+    429: Row(429, "too_many_requests", "Too many requests", 5),
+    500: INTERNAL,
+    503: Row(503, "unavailable", "The service is unavailable", 5),
+    504: Row(504, "timed_out", "The service took too long"),
+}
+HEADERS_KEPT = ("allow", "retry-after", "www-authenticate")
+
+_HIDDEN = "the service failed; its log has the cause under this request_id"
+_FIELD_NAMES = sorted({*GenerateRequest.model_fields, *Output.model_fields, *Refiner.model_fields})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error, ready to be written down."""
+
+    row: Row
+    detail: str
+    errors: tuple[FieldError, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def respond(error: BaseException, scope: exchange.Scope) -> Response:
+    """The answer to an error, with the ids of its request. One that the table lacks is logged and hidden."""
+    fault = describe(error)
+    if fault.row is INTERNAL and not isinstance(error, refusals.Answered):
+        log.error("request_failed", exc_info=error)
+    the_exchange = exchange.of(scope)
+    the_exchange.code = fault.row.code
+    problem = Problem(
+        type=f"urn:darkroom:problem:{fault.row.code}",
+        title=fault.row.title,
+        status=fault.row.status,
+        detail=fault.detail,
+        code=fault.row.code,
+        instance=quote(scope["path"])[:MAX_TEXT_CHARACTERS],
+        request_id=the_exchange.request_id,
+        errors=list(fault.errors),
+    )
+    body = problem.model_dump_json(exclude_none=True)
+    return Response(body, fault.row.status, headers=dict(fault.headers), media_type=MEDIA_TYPE)
+
+
+def describe(error: BaseException) -> Fault:
+    """What to tell the caller of an error."""
+    match error:
+        case RequestValidationError():
+            return _invalid(error.errors())
+        case pydantic.ValidationError():
+            return _invalid(error.errors(include_url=False, include_context=False, include_input=False))
+        case errors.InvalidPrompt():
+            found = FieldError(pointer=f"/{error.field}", message=error.message, position=error.position)
+            return Fault(TABLE[errors.InvalidPrompt], error.message, (found,))
+        case errors.InvalidOption():
+            found = FieldError(pointer=error.pointer, message=error.message)
+            return Fault(TABLE[errors.InvalidOption], error.message, (found,))
+        case refusals.Answered():
+            return _answered(error)
+        case errors.EngineStopped():  # its reason may name files
+            return _told(TABLE[errors.EngineStopped], "no picture can be made; the service's log says why")
+    row = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), None)
+    if row is None:
+        return Fault(INTERNAL, _HIDDEN)
+    return _told(row, _bounded(str(error)), getattr(error, "retry_after_seconds", None))
+
+
+def _told(row: Row, detail: str, retry_after_seconds: float | None = None) -> Fault:
+    headers = _retry_after(row.retry_after_seconds if retry_after_seconds is None else retry_after_seconds)
+    if row.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="darkroom"'
+    return Fault(row, detail, headers=headers)
+
+
+def _answered(error: refusals.Answered) -> Fault:
+    row = ANSWERED.get(error.status) or Row(error.status, f"http_{error.status}", str(error))
+    kept = {name: value for name, value in error.headers.items() if name in HEADERS_KEPT}
+    if "retry-after" not in kept:
+        kept |= _retry_after(row.retry_after_seconds)
+    return Fault(row, _details(error, kept), headers=kept)
+
+
+def _details(error: refusals.Answered, headers: Mapping[str, str]) -> str:
+    match error.status:
+        case 400:
+            return "the body cannot be read as JSON"
+        case 404:
+            return "nothing is served at this path; /v1/openapi.json lists what is"
+        case 405:
+            return f"this path takes {headers.get('allow', 'other methods')}"
+        case 500:
+            return _HIDDEN
+    return str(error)
+
+
+def _retry_after(seconds: float | None) -> dict[str, str]:
+    return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def _invalid(found: Iterable[Mapping[str, Any]]) -> Fault:
+    """Faults of a body, by JSON pointer. The values are never repeated: they may be secret or huge."""
+    found = list(found)
+    if found and found[0]["type"] == "json_invalid":
+        return Fault(MALFORMED_JSON, "the body cannot be read as JSON")
+    listed = tuple(_field_error(one) for one in found[:MAX_FIELD_ERRORS])
+    first = listed[0]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return Fault(INVALID_REQUEST, f"{first.pointer or 'the body'}: {first.message}{more}", listed)
+
+
+def _field_error(found: Mapping[str, Any]) -> FieldError:
+    path = [str(part) for part in found["loc"]]
+    if path[:1] == ["body"]:
+        path = path[1:]
+    message = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        message = "no such field" + _suggestion(path[-1])
+    elif found["type"] == "missing":
+        message = "this field is required" if path else "a JSON body is required"
+    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
+    return FieldError(pointer=_bounded(pointer), message=_bounded(message))
+
+
+def _suggestion(name: str) -> str:
+    near = difflib.get_close_matches(name[:64], _FIELD_NAMES, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= MAX_TEXT_CHARACTERS else text[: MAX_TEXT_CHARACTERS - 1] + "…"

@@ -1,0 +1,65 @@
+"""The canary: a first picture that shows that the engine can make one, and teaches it what work costs."""
+
+import queue
+import time
+
+from service.engine.engine import Engine
+from service.engine.orders import Done, Failed, HandOver, Order, Progress
+from service.engine.prompts import parse
+
+PROMPT = "a red circle on a blue background"
+STEPS = 6
+
+
+def order(engine: Engine) -> Order:
+    """A small, fixed order that goes through every part that is resident, at the model's own size."""
+    edge = engine.models.default_edge
+    size = (edge, edge)
+    return Order(
+        prompt=parse(PROMPT),
+        negative_prompt=None,
+        seeds=(0,),
+        width=edge,
+        height=edge,
+        num_inference_steps=STEPS,
+        guidance_scale=5.0,
+        scheduler="euler",
+        hand_over=HandOver(0.5, 6.0, 2.5) if engine.models.has_refiner else None,
+        original_size=size,
+        crops_coords_top_left=(0, 0),
+        target_size=size,
+        negative_original_size=None,
+        negative_crops_coords_top_left=(0, 0),
+        negative_target_size=None,
+    )
+
+
+def develop(engine: Engine) -> float:
+    """Make the canary picture twice, first to warm up, then to measure; seconds of the second.
+
+    Raises:
+        UnusableImage: the model gives not-a-number, black or flat. DarkroomError: what else the engine failed with.
+    """
+    seconds = 0.0
+    for _ in range(2):
+        engine.costs.forget()  # what a cold start costs says nothing about what comes
+        started = time.perf_counter()
+        picture(engine)
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def picture(engine: Engine) -> Done:
+    """One canary picture, waited for.
+
+    Raises:
+        DarkroomError: what the engine failed with.
+    """
+    events: queue.SimpleQueue[Progress | Done | Failed] = queue.SimpleQueue()
+    engine.submit(order(engine), events.put)
+    while True:
+        event = events.get()
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Done):
+            return event

@@ -1,0 +1,214 @@
+"""What steers denoising: prompt embeddings, pooled embeddings and time ids, for both guidance branches.
+
+Shapes: B rows (here 1) · k windows of 77 tokens · D1, D2 the widths of the two text encoders · P the projection.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from compel import Compel, ReturnedEmbeddingsType
+from darkroom.types import PromptTokens, TokenCount, TokenReport
+
+from service.engine.models import Models, UNetName
+from service.engine.orders import HandOver, Order, Size
+from service.engine.prompts import ParsedPrompt, parse
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One side of classifier-free guidance, as a UNet takes it."""
+
+    prompt_embeds: torch.Tensor
+    """(1, 77k, D): D1 + D2 for the base, D2 for the refiner."""
+    pooled_prompt_embeds: torch.Tensor
+    """(1, P), of text encoder 2."""
+    time_ids: torch.Tensor
+    """(1, 6) for the base; (1, 5) for a refiner that takes an aesthetic score."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Both branches of an order for each UNet that works on it; `uncond` is absent without guidance."""
+
+    cond: dict[UNetName, Branch]
+    uncond: dict[UNetName, Branch] | None
+    tokens: TokenReport
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """One prompt through both text encoders."""
+
+    hidden_1: torch.Tensor
+    """(1, 77k, D1), penultimate hidden states."""
+    hidden_2: torch.Tensor
+    """(1, 77k, D2)."""
+    pooled: torch.Tensor
+    """(1, P), from the plain text: compel would read its own markup into it."""
+    tokens: PromptTokens
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.hidden_1, self.hidden_2, self.pooled))
+
+
+class Conditioner:
+    """Encodes prompts with compel and builds time ids; belongs to the engine's thread (tokenizers are not thread-safe).
+
+    An unweighted prompt gives exactly what diffusers' `encode_prompt` gives. Encodings are kept, least recently used
+    first out, up to `cache_bytes`.
+    """
+
+    def __init__(self, models: Models, *, cache_bytes: int = 256 << 20) -> None:
+        self._models = models
+        self._encoders = (
+            _compel(models.tokenizer, models.text_encoder, models.device),
+            _compel(models.tokenizer_2, models.text_encoder_2, models.device),
+        )
+        self._cache: OrderedDict[ParsedPrompt, _Encoded] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        self._empty = parse("")
+
+    @torch.inference_mode()
+    def conditioning(self, order: Order) -> Conditioning:
+        """Everything that the rows of an order are steered by."""
+        prompt = self._encode(order.prompt)
+        negative = self._encode(order.negative_prompt or self._empty) if order.guided else None
+        zeros = order.negative_prompt is None and self._models.force_zeros_for_empty_prompt
+        cond: dict[UNetName, Branch] = {}
+        uncond: dict[UNetName, Branch] = {}
+        for name in self._models.unets:
+            if name == "refiner" and order.hand_over is None:
+                continue
+            times, negative_times = self._time_ids(order, name)
+            embeds = self._hidden(prompt, name)
+            if negative is None:
+                cond[name] = Branch(embeds, prompt.pooled, times)
+                continue
+            embeds, negative_embeds = self._same_length(embeds, self._hidden(negative, name), name)
+            cond[name] = Branch(embeds, prompt.pooled, times)
+            if name == "base" and zeros:
+                uncond[name] = Branch(
+                    torch.zeros_like(embeds), torch.zeros_like(prompt.pooled), negative_times
+                )
+            else:
+                uncond[name] = Branch(negative_embeds, negative.pooled, negative_times)
+        return Conditioning(
+            cond,
+            uncond if order.guided else None,
+            TokenReport(
+                prompt=prompt.tokens,
+                negative_prompt=negative.tokens if negative and order.negative_prompt is not None else None,
+            ),
+        )
+
+    def _encode(self, prompt: ParsedPrompt) -> _Encoded:
+        if (known := self._cache.get(prompt)) is not None:
+            self._cache.move_to_end(prompt)
+            return known
+        hidden_1, count_1 = _weighted(self._encoders[0], prompt)
+        hidden_2, count_2 = _weighted(self._encoders[1], prompt)
+        length = max(hidden_1.shape[1], hidden_2.shape[1])
+        encoded = _Encoded(
+            _padded(self._encoders[0], hidden_1, length),
+            _padded(self._encoders[1], hidden_2, length),
+            self._encoders[1].conditioning_provider.get_pooled_embeddings(
+                [prompt.plain], device=self._models.device
+            ),
+            PromptTokens(text_encoder=count_1, text_encoder_2=count_2),
+        )
+        self._cache[prompt] = encoded
+        while len(self._cache) > 1 and sum(e.size_bytes for e in self._cache.values()) > self._cache_bytes:
+            self._cache.popitem(last=False)
+        return encoded
+
+    def _hidden(self, encoded: _Encoded, name: UNetName) -> torch.Tensor:
+        if name == "refiner":
+            return encoded.hidden_2
+        return torch.cat([encoded.hidden_1, encoded.hidden_2], dim=-1)
+
+    def _same_length(
+        self, one: torch.Tensor, other: torch.Tensor, name: UNetName
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both, the shorter one filled up with windows of the empty prompt."""
+        length = max(one.shape[1], other.shape[1])
+        empty = self._hidden(self._encode(self._empty), name)
+        return _filled(one, empty, length), _filled(other, empty, length)
+
+    def _time_ids(self, order: Order, name: UNetName) -> tuple[torch.Tensor, torch.Tensor]:
+        if name == "base":
+            ids, negative_ids = base_time_ids(order)
+        else:
+            assert order.hand_over is not None
+            score = self._models.requires_aesthetics_score
+            ids, negative_ids = refiner_time_ids(order, order.hand_over if score else None)
+        as_tensor = {"dtype": self._models.dtype, "device": self._models.device}
+        return torch.tensor([ids], **as_tensor), torch.tensor([negative_ids], **as_tensor)
+
+
+def base_time_ids(order: Order) -> tuple[list[float], list[float]]:
+    """Micro-conditioning of the base, (cond, uncond), by the rule of `StableDiffusionXLPipeline`."""
+    ids = _flat(order.original_size, order.crops_coords_top_left, order.target_size)
+    if order.negative_original_size is None or order.negative_target_size is None:
+        return ids, ids
+    return ids, _flat(
+        order.negative_original_size, order.negative_crops_coords_top_left, order.negative_target_size
+    )
+
+
+def refiner_time_ids(order: Order, scores: HandOver | None) -> tuple[list[float], list[float]]:
+    """Micro-conditioning of the refiner, (cond, uncond), by the rule of `StableDiffusionXLImg2ImgPipeline`."""
+    negative_original = order.negative_original_size or order.original_size
+    if scores is None:
+        negative_target = order.negative_target_size or order.target_size
+        return (
+            _flat(order.original_size, order.crops_coords_top_left, order.target_size),
+            _flat(negative_original, order.crops_coords_top_left, negative_target),
+        )
+    return (
+        [*_flat(order.original_size, order.crops_coords_top_left), scores.aesthetic_score],
+        [
+            *_flat(negative_original, order.negative_crops_coords_top_left),
+            scores.negative_aesthetic_score,
+        ],
+    )
+
+
+def _flat(*sizes: Size) -> list[float]:
+    return [float(edge) for size in sizes for edge in size]
+
+
+def _compel(tokenizer: object, text_encoder: object, device: torch.device) -> Compel:
+    return Compel(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        returned_embeddings_type=ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED,
+        truncate_long_prompts=False,
+        device=device,
+    )
+
+
+def _weighted(encoder: Compel, prompt: ParsedPrompt) -> tuple[torch.Tensor, TokenCount]:
+    """compel's embedding mathematics on fragments that we parsed ourselves: (1, 77k, D) and what was seen."""
+    provider = encoder.conditioning_provider
+    texts = [fragment.text for fragment in prompt.fragments]
+    hidden, _ = provider.get_embeddings_for_weighted_prompt_fragments(
+        text_batch=[texts],
+        fragment_weights_batch=[[fragment.weight for fragment in prompt.fragments]],
+        should_return_tokens=True,
+        device=encoder.device,
+    )
+    tokens = provider.get_token_ids(texts, include_start_and_end_markers=False)
+    return hidden, TokenCount(
+        tokens=sum(len(part) for part in tokens), chunks=hidden.shape[1] // provider.max_token_count
+    )
+
+
+def _padded(encoder: Compel, hidden: torch.Tensor, length: int) -> torch.Tensor:
+    return _filled(hidden, encoder.conditioning_provider.empty_z, length)
+
+
+def _filled(hidden: torch.Tensor, empty: torch.Tensor, length: int) -> torch.Tensor:
+    windows = (length - hidden.shape[1]) // empty.shape[1]
+    return torch.cat([hidden, *[empty] * windows], dim=1) if windows else hidden

@@ -1,0 +1,50 @@
+"""What work costs, learnt from what it has cost: seconds of the device per pixel evaluated."""
+
+import threading
+from typing import Literal
+
+from service.engine.orders import Order
+
+Stage = Literal["base", "refiner", "decode"]
+
+_MEMORY = 0.1
+"""Weight of the newest measurement in the running mean."""
+
+
+class Costs:
+    """Running means of seconds per pixel by stage; written by the engine's thread, read by any.
+
+    Until the canary has been measured an order counts as nothing, and nothing is accepted before the canary.
+    """
+
+    def __init__(self) -> None:
+        self._seconds_per_pixel: dict[Stage, float] = {}
+        self._lock = threading.Lock()
+
+    def learn(self, stage: Stage, pixels: int, seconds: float) -> None:
+        """Note that `pixels` (rows × pixels of a row, or decoded pixels) took `seconds`."""
+        measured = seconds / pixels
+        with self._lock:
+            known = self._seconds_per_pixel.get(stage, measured)
+            self._seconds_per_pixel[stage] = known + _MEMORY * (measured - known)
+
+    def forget(self) -> None:
+        """Start learning anew."""
+        with self._lock:
+            self._seconds_per_pixel.clear()
+
+    def seconds(self, stage: Stage, pixels: int) -> float:
+        with self._lock:
+            return pixels * self._seconds_per_pixel.get(stage, 0.0)
+
+    def estimate(self, order: Order) -> float:
+        """Seconds of the device that an order will take, were it alone."""
+        rows = 2 if order.guided else 1
+        base_share = 1.0 if order.hand_over is None else order.hand_over.denoising_end
+        evaluated = order.num_inference_steps * rows * order.pixels
+        one = (
+            self.seconds("base", round(base_share * evaluated))
+            + self.seconds("refiner", round((1 - base_share) * evaluated))
+            + self.seconds("decode", order.pixels)
+        )
+        return one * len(order.seeds)

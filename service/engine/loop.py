@@ -1,0 +1,118 @@
+"""The step loop: all trajectories advance by one step, in as few forward passes as their rows allow.
+
+Mixed timesteps and prompts in one batch are exact, since a UNet treats the rows of its batch independently.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from service.engine.memory import MemoryProfile
+from service.engine.models import Models
+from service.engine.trajectory import Row, Trajectory
+from service.errors import OutOfDeviceMemory
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+"""Compiled code is kept for these batch sizes only; smaller groups are padded."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of a trajectory came to."""
+
+    trajectory: Trajectory
+    error: Exception | None
+
+
+class StepLoop:
+    """Advances trajectories by one step at a time.
+
+    `pad` fills groups up to one of `BATCH_SIZES`, so that compiled code is reused.
+    """
+
+    def __init__(self, models: Models, profile: MemoryProfile, *, pad: bool = False) -> None:
+        self._models = models
+        self._profile = profile
+        self._pad = pad
+
+    def advance(self, trajectories: Sequence[Trajectory]) -> list[Step]:
+        """Make one step of each. A pass that fails takes down only the trajectories that were in it."""
+        asked = [(trajectory, trajectory.rows()) for trajectory in trajectories]
+        noise: dict[int, torch.Tensor] = {}
+        errors: dict[int, Exception] = {}
+        for group in self._groups(row for _, rows in asked for row in rows):
+            try:
+                predictions = self._run(group)
+            except (OutOfDeviceMemory, RuntimeError) as exc:
+                errors.update({id(row): exc for row in group})
+                continue
+            noise.update({id(row): prediction for row, prediction in zip(group, predictions, strict=True)})
+        steps = []
+        for trajectory, rows in asked:
+            error = next((errors[id(row)] for row in rows if id(row) in errors), None)
+            if error is None:
+                trajectory.advance([noise[id(row)] for row in rows])
+            steps.append(Step(trajectory, error))
+        return steps
+
+    def _groups(self, rows: Iterable[Row]) -> list[list[Row]]:
+        """Rows of one kind together, no group larger than the memory profile allows."""
+        kinds: dict[object, list[Row]] = {}
+        for row in rows:
+            kinds.setdefault(row.kind, []).append(row)
+        groups = []
+        for same in kinds.values():
+            size = max(1, min(self._profile.group_pixels // same[0].pixels, BATCH_SIZES[-1]))
+            groups.extend(same[start : start + size] for start in range(0, len(same), size))
+        return groups
+
+    def _run(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Noise predictions of a group, each (1, C, h, w); where it does not fit, of its halves.
+
+        Raises:
+            OutOfDeviceMemory: a single row does not fit.
+        """
+        return halving(rows, self._forward, what="a UNet pass")
+
+    def _forward(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        size = next(size for size in BATCH_SIZES if size >= len(rows)) if self._pad else len(rows)
+        batch = [*rows, *[rows[0]] * (size - len(rows))]
+        device = self._models.device
+        branches = [row.branch for row in batch]
+        predicted_BCHW = self._models.unets[rows[0].unet](
+            torch.cat([row.latents for row in batch]),
+            torch.stack([row.timestep for row in batch]).to(device, non_blocking=True),
+            encoder_hidden_states=torch.cat([branch.prompt_embeds for branch in branches]),
+            added_cond_kwargs={
+                "text_embeds": torch.cat([branch.pooled_prompt_embeds for branch in branches]),
+                "time_ids": torch.cat([branch.time_ids for branch in branches]),
+            },
+            return_dict=False,
+        )[0]
+        return list(predicted_BCHW.split(1))[: len(rows)]
+
+
+def halving(
+    items: Sequence[Item], run: Callable[[Sequence[Item]], list[Result]], *, what: str
+) -> list[Result]:
+    """`run(items)`; where the device runs out of memory, of each half.
+
+    Raises:
+        OutOfDeviceMemory: a single item does not fit.
+    """
+    try:
+        return run(items)
+    except torch.OutOfMemoryError as exc:
+        if len(items) == 1:
+            raise OutOfDeviceMemory(
+                f"{what} of a single image does not fit into the device's memory; ask for a smaller size"
+            ) from exc
+    # Outside the handler: the failed pass's tensors hang on the exception, and must go before the halves run.
+    torch.cuda.empty_cache()
+    middle = len(items) // 2
+    return [*halving(items[:middle], run, what=what), *halving(items[middle:], run, what=what)]

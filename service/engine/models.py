@@ -1,0 +1,174 @@
+"""The resident weights: base, refiner, VAE and text encoders, loaded by diffusers and laid out for serving."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from service.engine import presets
+from service.engine.presets import Preset
+from service.errors import InvalidSettings, ModelNotFound
+
+UNetName = Literal["base", "refiner"]
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Models:
+    """Everything resident. Sizes, scale factors and defaults are read from the loaded configs."""
+
+    name: str
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    tokenizer_2: CLIPTokenizer
+    text_encoder_2: CLIPTextModelWithProjection
+    unets: dict[UNetName, UNet2DConditionModel]
+    vae: AutoencoderKL
+    scheduler_config: dict[str, Any]
+    force_zeros_for_empty_prompt: bool
+    """An absent negative prompt is zeros on the base; the refiner never zeroes."""
+    requires_aesthetics_score: bool
+    """The refiner's time ids end in a score and not in a target size."""
+
+    @property
+    def has_refiner(self) -> bool:
+        return "refiner" in self.unets
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent along one edge."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.unets["base"].config.in_channels)
+
+    @property
+    def default_edge(self) -> int:
+        """Pixels of the square that the base was trained for."""
+        return int(self.unets["base"].config.sample_size) * self.vae_scale_factor
+
+
+def pick_device(setting: str) -> torch.device:
+    """The device that the setting names; `auto` is CUDA where there is some, else the CPU.
+
+    Raises:
+        InvalidSettings: no such device, or CUDA is asked for and not there.
+    """
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(setting)
+    except RuntimeError as exc:
+        raise InvalidSettings(f"DARKROOM_DEVICE is '{setting}', which is no torch device") from exc
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidSettings(f"DARKROOM_DEVICE is '{setting}', but torch sees no CUDA device")
+    return device
+
+
+def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """The dtype that the setting names; `auto` is float16 on CUDA, and float32 on the CPU, where it is faster."""
+    if setting == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return _DTYPES[setting]
+
+
+def load(
+    preset: Preset,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    refiner: bool = True,
+    compile_unets: bool = False,
+    offline: bool = False,
+    token: str | None = None,
+) -> Models:
+    """Load a preset's base and, where it has one and `refiner` is true, its refiner, sharing encoder 2 and VAE.
+
+    Raises:
+        ModelNotFound: a file is missing, or a folder holds something else than SDXL.
+    """
+    base_folder = presets.locate(preset.base, offline=offline, token=token)
+    refiner_folder = (
+        presets.locate(preset.refiner, offline=offline, token=token) if refiner and preset.refiner else None
+    )
+    vae_folder = presets.locate(preset.vae, offline=offline, token=token) if preset.vae else None
+    presets.check(base_folder, given=frozenset({"vae"} if vae_folder else ()))
+    if refiner_folder:
+        presets.check(refiner_folder, given=frozenset({"vae", "text_encoder_2", "tokenizer_2"}))
+
+    folders = [folder for folder in (base_folder, refiner_folder, vae_folder) if folder]
+    with ThreadPoolExecutor(1) as hashing:
+        fingerprint = hashing.submit(presets.fingerprint, folders)
+        parts = _load_pipelines(base_folder, refiner_folder, vae_folder, dtype)
+        unets: dict[UNetName, UNet2DConditionModel] = {"base": parts.base.unet}
+        if parts.refiner:
+            unets["refiner"] = parts.refiner.unet
+        for module in (parts.base.text_encoder, parts.base.text_encoder_2, parts.base.vae, *unets.values()):
+            module.requires_grad_(False).eval().to(device)
+        if device.type == "cuda":
+            for convolutional in (parts.base.vae, *unets.values()):
+                convolutional.to(memory_format=torch.channels_last)
+        if compile_unets:
+            for unet in unets.values():
+                unet.compile_repeated_blocks(fullgraph=True)
+        return Models(
+            name=preset.name,
+            fingerprint=fingerprint.result(),
+            device=device,
+            dtype=dtype,
+            tokenizer=parts.base.tokenizer,
+            text_encoder=parts.base.text_encoder,
+            tokenizer_2=parts.base.tokenizer_2,
+            text_encoder_2=parts.base.text_encoder_2,
+            unets=unets,
+            vae=parts.base.vae,
+            scheduler_config=dict(parts.base.scheduler.config),
+            force_zeros_for_empty_prompt=bool(parts.base.config.force_zeros_for_empty_prompt),
+            requires_aesthetics_score=bool(parts.refiner and parts.refiner.config.requires_aesthetics_score),
+        )
+
+
+@dataclass(frozen=True)
+class _Pipelines:
+    base: StableDiffusionXLPipeline
+    refiner: StableDiffusionXLImg2ImgPipeline | None
+
+
+def _load_pipelines(
+    base_folder: Path, refiner_folder: Path | None, vae_folder: Path | None, dtype: torch.dtype
+) -> _Pipelines:
+    options = {"dtype": dtype, "use_safetensors": True, "add_watermarker": False, "local_files_only": True}
+    try:
+        shared = {"vae": AutoencoderKL.from_pretrained(vae_folder, dtype=dtype)} if vae_folder else {}
+        base = StableDiffusionXLPipeline.from_pretrained(
+            base_folder, variant=presets.variant_of(base_folder), **shared, **options
+        )
+        if refiner_folder is None:
+            return _Pipelines(base, None)
+        refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(
+            refiner_folder,
+            variant=presets.variant_of(refiner_folder),
+            text_encoder_2=base.text_encoder_2,
+            tokenizer_2=base.tokenizer_2,
+            vae=base.vae,
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as exc:
+        raise ModelNotFound(
+            f"{base_folder.name} is not an SDXL model that diffusers can load: {exc}"
+        ) from exc
+    return _Pipelines(base, refiner)

@@ -1,0 +1,100 @@
+"""What the engine is asked for, and what it says while it works."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from darkroom.types import SchedulerName, Timings, TokenReport
+
+from service.engine.prompts import ParsedPrompt
+
+Size = tuple[int, int]
+"""(height, width) in pixels, as diffusers' micro-conditioning has it."""
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """The refiner's part: where it takes over, and what it is told about beauty."""
+
+    denoising_end: float
+    """0..1, the share of the noise schedule that the base does."""
+    aesthetic_score: float
+    negative_aesthetic_score: float
+
+
+@dataclass(frozen=True)
+class Order:
+    """Images that share everything but their seeds, with every default filled in."""
+
+    prompt: ParsedPrompt
+    negative_prompt: ParsedPrompt | None
+    """None and an empty prompt differ: see `Models.force_zeros_for_empty_prompt`."""
+    seeds: tuple[int, ...]
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: SchedulerName
+    hand_over: HandOver | None
+    """None: the base does all steps."""
+    original_size: Size
+    crops_coords_top_left: Size
+    target_size: Size
+    negative_original_size: Size | None
+    negative_crops_coords_top_left: Size
+    negative_target_size: Size | None
+    previews: bool = False
+
+    @property
+    def guided(self) -> bool:
+        """Whether two rows are evaluated a step, as diffusers decides it."""
+        return self.guidance_scale > 1.0
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One image has made one step."""
+
+    index: int
+    step: int
+    """Steps done, of `steps`."""
+    steps: int
+    preview_HWC: np.ndarray | None = None
+    """A small uint8 picture of the present estimate, where the order asked for previews."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One finished image, before it is encoded."""
+
+    index: int
+    seed: int
+    pixels_HWC: np.ndarray
+    base_steps: int
+    refiner_steps: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """Every image of the order is finished. Seconds are shares of the device's time, `queue` and `total` of the clock."""
+
+    pictures: tuple[Picture, ...]
+    tokens: TokenReport
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The order ended without images."""
+
+    error: Exception
+
+
+class Listener(Protocol):
+    """Called on the engine's own thread: return at once, hand the event on."""
+
+    def __call__(self, event: Progress | Done | Failed) -> None: ...

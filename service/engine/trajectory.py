@@ -1,0 +1,124 @@
+"""One image on its way from noise to latents: its own scheduler, its own generator, its own step."""
+
+from dataclasses import dataclass
+
+import torch
+
+from service.engine import schedulers
+from service.engine.conditioning import Branch, Conditioning
+from service.engine.models import Models, UNetName
+from service.engine.orders import Order
+from service.engine.schedulers import Leg
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One UNet evaluation that a trajectory asks for."""
+
+    unet: UNetName
+    latents: torch.Tensor
+    """(1, C, H/f, W/f), already scaled for the UNet."""
+    timestep: torch.Tensor
+    """() on the CPU."""
+    branch: Branch
+    pixels: int
+    """Of the final image, by which cost and memory are reckoned."""
+
+    @property
+    def kind(self) -> tuple[UNetName, torch.Size, int]:
+        """Rows of one kind may share a forward pass."""
+        return self.unet, self.latents.shape, self.branch.prompt_embeds.shape[1]
+
+
+class Trajectory:
+    """One image of an order.
+
+    The generator lives on the CPU and is the image's own, so that the picture depends neither on the device's random
+    numbers nor on who shares its batch. It goes on from base to refiner: the same noise is never used twice.
+    """
+
+    def __init__(self, order: Order, index: int, conditioning: Conditioning, models: Models) -> None:
+        self.order = order
+        self.index = index
+        self.seed = order.seeds[index]
+        self._conditioning = conditioning
+        self._generator = torch.Generator("cpu").manual_seed(self.seed)
+        self._legs = _legs(order, models)
+        self.base_steps, self.refiner_steps = len(self._legs["base"]), len(self._legs.get("refiner", ()))
+        self._schedule: list[tuple[UNetName, int]] = [
+            (name, step) for name, leg in self._legs.items() for step in range(len(leg))
+        ]
+        self.step = 0
+        # The leg that starts gives the noise its size; after a hand-over the latents are taken as they are.
+        first = self._legs["base"] if self.base_steps else self._legs["refiner"]
+        factor = models.vae_scale_factor
+        noise = torch.randn(
+            (1, models.latent_channels, order.height // factor, order.width // factor),
+            generator=self._generator,
+            dtype=models.dtype,
+        )
+        self.latents = noise.to(models.device) * schedulers.init_noise_sigma(first)
+        self.denoised: torch.Tensor | None = None
+        """The scheduler's present estimate of the finished latents, where it states one."""
+
+    @property
+    def steps(self) -> int:
+        return len(self._schedule)
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.steps
+
+    @property
+    def unet(self) -> UNetName:
+        """The UNet of the next step."""
+        return self._schedule[self.step][0]
+
+    def rows(self) -> list[Row]:
+        """The UNet evaluations that the next step needs: uncond, cond; or cond alone without guidance."""
+        name, _ = self._schedule[self.step]
+        timestep = self._timestep()
+        latents = self._legs[name].scheduler.scale_model_input(self.latents, timestep)
+        branches = [self._conditioning.cond[name]]
+        if self._conditioning.uncond is not None:
+            branches.insert(0, self._conditioning.uncond[name])
+        return [Row(name, latents, timestep, branch, self.order.pixels) for branch in branches]
+
+    def advance(self, noise_predictions: list[torch.Tensor]) -> None:
+        """Make one scheduler step; `noise_predictions` answer `rows()`, each (1, C, H/f, W/f)."""
+        name, _ = self._schedule[self.step]
+        leg = self._legs[name]
+        if len(noise_predictions) == 2:
+            uncond, cond = noise_predictions
+            noise = uncond + self.order.guidance_scale * (cond - uncond)
+        else:
+            (noise,) = noise_predictions
+        options = {"generator": self._generator} if leg.takes_generator else {}
+        outcome = leg.scheduler.step(noise, self._timestep(), self.latents, **options)
+        self.latents = outcome.prev_sample
+        self.denoised = _estimate(leg, outcome)
+        self.step += 1
+
+    def _timestep(self) -> torch.Tensor:
+        name, step = self._schedule[self.step]
+        return self._legs[name].timesteps[step]
+
+
+def _legs(order: Order, models: Models) -> dict[UNetName, Leg]:
+    steps, config = order.num_inference_steps, models.scheduler_config
+    if order.hand_over is None:
+        return {"base": schedulers.base_leg(order.scheduler, config, steps, None)}
+    fraction = order.hand_over.denoising_end
+    return {
+        "base": schedulers.base_leg(order.scheduler, config, steps, fraction),
+        "refiner": schedulers.refiner_leg(order.scheduler, config, steps, fraction),
+    }
+
+
+def _estimate(leg: Leg, outcome: object) -> torch.Tensor | None:
+    stated = getattr(outcome, "pred_original_sample", None)
+    if stated is None:
+        # Multistep solvers keep their converted model outputs, newest last; for x0 solvers that is the estimate.
+        outputs = [output for output in getattr(leg.scheduler, "model_outputs", ()) if output is not None]
+        stated = outputs[-1] if outputs else None
+    return stated

@@ -1,0 +1,96 @@
+"""What can go wrong, as types with facts. The edge turns each into a status (`service/api/problems.py`)."""
+
+from typing import Literal
+
+Defect = Literal["nan", "black", "flat"]
+
+_DEFECTS: dict[Defect, str] = {
+    "nan": "the latents are not finite (a numerical overflow in the model)",
+    "black": "it is black",
+    "flat": "it is one flat colour",
+}
+
+
+class DarkroomError(Exception):
+    """Base of everything that this service raises on purpose. Its message is fit for a caller to read."""
+
+
+class InvalidPrompt(DarkroomError):
+    """A prompt that cannot be read as it stands.
+
+    `field` is `"prompt"` or `"negative_prompt"`, `position` the index of the faulty character.
+    """
+
+    def __init__(self, message: str, *, position: int, field: str = "prompt") -> None:
+        super().__init__(message)
+        self.message, self.position, self.field = message, position, field
+
+
+class InvalidOption(DarkroomError):
+    """A request field whose value is well-formed but not possible on this service."""
+
+    def __init__(self, message: str, *, pointer: str) -> None:
+        super().__init__(message)
+        self.message, self.pointer = message, pointer
+
+
+class ModelNotFound(DarkroomError):
+    """Weights that a preset or a folder should hold are not there. Raised at start-up, never by a request."""
+
+
+class ModelLoading(DarkroomError):
+    """The weights are not resident yet."""
+
+    def __init__(self, *, retry_after_seconds: float) -> None:
+        super().__init__("the model is loading; no picture can be made yet")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class EngineStopped(DarkroomError):
+    """The engine has stopped or died; only a restart of the service brings it back."""
+
+
+class Draining(DarkroomError):
+    """The service is shutting down and takes no new work."""
+
+    def __init__(self) -> None:
+        super().__init__("the service is shutting down; send the request again to another replica")
+
+
+class Overloaded(DarkroomError):
+    """More accepted work is waiting than the queue may hold."""
+
+    def __init__(self, *, backlog_seconds: float, limit_seconds: float, retry_after_seconds: float) -> None:
+        super().__init__(
+            f"{backlog_seconds:.1f} s of work are queued and {limit_seconds:.1f} s are allowed; "
+            f"try again in {retry_after_seconds:.0f} s"
+        )
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TooExpensive(DarkroomError):
+    """A single request that would not fit into the whole queue."""
+
+
+class DeadlineExceeded(DarkroomError):
+    """The caller's `timeout_seconds`, or the service's own limit, ran out."""
+
+
+class Cancelled(DarkroomError):
+    """The work was cancelled before it was done."""
+
+
+class UnusableImage(DarkroomError):
+    """The model gave a picture that nobody wants: not-a-number, black or flat."""
+
+    def __init__(self, defect: Defect, *, seed: int) -> None:
+        super().__init__(f"the image of seed {seed} is unusable: {_DEFECTS[defect]}")
+        self.defect, self.seed = defect, seed
+
+
+class OutOfDeviceMemory(DarkroomError):
+    """The device has no room even for a single row of this size."""
+
+
+class InvalidSettings(DarkroomError):
+    """The service's own settings contradict each other. Raised at start-up."""

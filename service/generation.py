@@ -1,0 +1,236 @@
+"""The use case: images from a request."""
+
+import asyncio
+import base64
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from darkroom.types import (
+    GeneratedImage,
+    GenerateRequest,
+    GenerateResponse,
+    Receipt,
+    Refiner,
+    RefinerReceipt,
+    Timings,
+    TokenReport,
+)
+
+from service import images
+from service.engine import schedulers
+from service.engine.engine import Engine
+from service.engine.orders import Done, HandOver, Order, Picture
+from service.engine.prompts import parse
+from service.errors import InvalidOption, UnusableImage
+from service.metrics import Metrics
+from service.runs import Runs
+
+_SEEDS = 2**64
+
+
+@dataclass(frozen=True)
+class FinishedImage:
+    """One image as a file, with its recipe."""
+
+    index: int
+    seed: int
+    data: bytes
+    media_type: str
+    width: int
+    height: int
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The answer to a request."""
+
+    id: str
+    model: str
+    images: tuple[FinishedImage, ...]
+    timings: Timings
+    tokens: TokenReport | None
+
+    def response(self) -> GenerateResponse:
+        """The answer as JSON carries it, files in base64."""
+        return GenerateResponse(
+            id=self.id,
+            model=self.model,
+            images=[
+                GeneratedImage(
+                    index=image.index,
+                    seed=image.seed,
+                    b64=base64.b64encode(image.data).decode("ascii"),
+                    media_type=image.media_type,
+                    width=image.width,
+                    height=image.height,
+                    receipt=image.receipt,
+                )
+                for image in self.images
+            ],
+            timings=self.timings,
+            tokens=self.tokens,
+        )
+
+
+class Generation:
+    """Makes images from requests: fills defaults in, has the engine run them, encodes the pixels off the event loop.
+
+    `engine` answers the resident engine, or raises `ModelLoading` or `EngineStopped`.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Callable[[], Engine],
+        runs: Runs,
+        encoding: Executor,
+        metrics: Metrics,
+        versions: dict[str, str],
+        default_timeout_seconds: float,
+    ) -> None:
+        self._engine = engine
+        self._runs = runs
+        self._encoding = encoding
+        self._metrics = metrics
+        self._versions = versions
+        self._default_timeout_seconds = default_timeout_seconds
+
+    async def generate(self, request: GenerateRequest) -> Generated:
+        """Make the images of a request. Cancelling the coroutine frees the device before the next step.
+
+        Raises:
+            ModelLoading, EngineStopped, Draining: no picture can be made now.
+            InvalidPrompt, InvalidOption: the request cannot be done on this service.
+            TooExpensive, Overloaded: it was not accepted.
+            DeadlineExceeded, UnusableImage, OutOfDeviceMemory, Cancelled: it was accepted and did not end well.
+        """
+        started = time.perf_counter()
+        engine = self._engine()
+        order = order_from(request, engine, first_seed=_drawn_seed() if request.seed is None else request.seed)
+        timeout_seconds = request.timeout_seconds or self._default_timeout_seconds
+        try:
+            done = await self._runs.complete(engine, order, timeout_seconds=timeout_seconds)
+        except UnusableImage as exc:
+            self._metrics.unusable_images_total.labels(exc.defect).inc()
+            raise
+        encoding_started = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        finished = await asyncio.gather(
+            *(
+                loop.run_in_executor(self._encoding, self._encode, request, order, picture, engine)
+                for picture in done.pictures
+            )
+        )
+        now = time.perf_counter()
+        timings = done.timings.model_copy(
+            update={"encode_image": now - encoding_started, "total": now - started}
+        )
+        self._observe(timings, len(finished))
+        return Generated(
+            id=f"gen_{uuid.uuid4().hex}",
+            model=engine.models.name,
+            images=tuple(finished),
+            timings=timings,
+            tokens=done.tokens if request.tokens else None,
+        )
+
+    def _encode(
+        self, request: GenerateRequest, order: Order, picture: Picture, engine: Engine
+    ) -> FinishedImage:
+        receipt = receipt_for(request, order, picture, engine, self._versions)
+        file = images.encode(picture.pixels_HWC, request.output, receipt)
+        return FinishedImage(
+            picture.index, picture.seed, file.data, file.media_type, order.width, order.height, receipt
+        )
+
+    def _observe(self, timings: Timings, count: int) -> None:
+        for stage, seconds in timings.model_dump(exclude={"total"}).items():
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
+        self._metrics.images_total.inc(count)
+
+
+def order_from(request: GenerateRequest, engine: Engine, *, first_seed: int) -> Order:
+    """The request with every default filled in from the loaded model; image i has the seed `first_seed + i`.
+
+    Raises:
+        InvalidPrompt: a prompt's markup cannot be read.
+        InvalidOption: the request needs what this service does not have.
+    """
+    models = engine.models
+    width = request.width or models.default_edge
+    height = request.height or models.default_edge
+    schedulers.check_steps(request.scheduler, request.num_inference_steps)
+    negative = request.negative_prompt
+    return Order(
+        prompt=parse(request.prompt),
+        negative_prompt=None if negative is None else parse(negative, field="negative_prompt"),
+        seeds=tuple((first_seed + index) % _SEEDS for index in range(request.num_images)),
+        width=width,
+        height=height,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        scheduler=request.scheduler,
+        hand_over=_hand_over(request.refiner, has_refiner=models.has_refiner),
+        original_size=request.original_size or (height, width),
+        crops_coords_top_left=request.crops_coords_top_left,
+        target_size=request.target_size or (height, width),
+        negative_original_size=request.negative_original_size,
+        negative_crops_coords_top_left=request.negative_crops_coords_top_left,
+        negative_target_size=request.negative_target_size,
+    )
+
+
+def _hand_over(refiner: Refiner | None, *, has_refiner: bool) -> HandOver | None:
+    if refiner is None:
+        refiner = Refiner(enabled=has_refiner)
+    if not refiner.enabled:
+        return None
+    if not has_refiner:
+        raise InvalidOption(
+            "this service keeps no refiner; leave `refiner` out or set `enabled` to false", pointer="/refiner"
+        )
+    return HandOver(refiner.denoising_end, refiner.aesthetic_score, refiner.negative_aesthetic_score)
+
+
+def receipt_for(
+    request: GenerateRequest, order: Order, picture: Picture, engine: Engine, versions: dict[str, str]
+) -> Receipt:
+    """How one picture was made; it names no time and no host, so equal pictures have equal receipts."""
+    hand_over = order.hand_over
+    return Receipt(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=picture.seed,
+        width=order.width,
+        height=order.height,
+        num_inference_steps=order.num_inference_steps,
+        base_steps=picture.base_steps,
+        guidance_scale=order.guidance_scale,
+        scheduler=order.scheduler,
+        refiner=hand_over
+        and RefinerReceipt(
+            denoising_end=hand_over.denoising_end,
+            num_inference_steps=picture.refiner_steps,
+            aesthetic_score=hand_over.aesthetic_score,
+            negative_aesthetic_score=hand_over.negative_aesthetic_score,
+        ),
+        original_size=order.original_size,
+        crops_coords_top_left=order.crops_coords_top_left,
+        target_size=order.target_size,
+        negative_original_size=order.negative_original_size,
+        negative_crops_coords_top_left=order.negative_crops_coords_top_left,
+        negative_target_size=order.negative_target_size,
+        model=engine.models.name,
+        model_fingerprint=engine.models.fingerprint,
+        versions=versions,
+    )
+
+
+def _drawn_seed() -> int:
+    """A seed that a person can read out and every tool takes: 32 bits."""
+    return secrets.randbelow(2**32)

@@ -1,0 +1,131 @@
+"""Accepted work: how much may wait, how long it may take, and the bridge from the engine's thread to asyncio."""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from service.engine.engine import Engine
+from service.engine.orders import Done, Failed, Order, Progress
+from service.errors import DeadlineExceeded, Draining, Overloaded, TooExpensive
+from service.metrics import Metrics
+
+
+@dataclass(eq=False)
+class Run:
+    """One accepted order: what is left of it, and its events."""
+
+    estimated_seconds: float
+    remaining_seconds: float
+    events: "asyncio.Queue[Progress | Done | Failed]"
+
+
+class Runs:
+    """Accepts orders while the estimated work that waits stays under a bound, and sees them through.
+
+    All methods belong to one event loop.
+    """
+
+    def __init__(self, *, max_queue_seconds: float, metrics: Metrics) -> None:
+        self._max_queue_seconds = max_queue_seconds
+        self._metrics = metrics
+        self._runs: set[Run] = set()
+        self._draining = False
+
+    @property
+    def backlog_seconds(self) -> float:
+        """Estimated seconds of the device that accepted work still needs."""
+        return sum(run.remaining_seconds for run in self._runs)
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def drain(self) -> None:
+        """Take no new work from now on."""
+        self._draining = True
+
+    async def complete(self, engine: Engine, order: Order, *, timeout_seconds: float) -> Done:
+        """Run an order to its end. Cancelling this coroutine frees the order's trajectories before their next step.
+
+        Raises:
+            Draining, TooExpensive, Overloaded: it was not accepted.
+            DeadlineExceeded: it took longer than `timeout_seconds`, waiting included.
+            DarkroomError: what the engine failed with.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                async with aclosing(self.events(engine, order)) as events:
+                    async for event in events:
+                        if isinstance(event, Done):
+                            return event
+        except TimeoutError as exc:
+            self._metrics.cancelled_total.labels("deadline").inc()
+            raise DeadlineExceeded(
+                f"the images were not done within {timeout_seconds:g} s; allow more time or ask for less"
+            ) from exc
+        raise AssertionError("an engine's events end in Done or Failed")
+
+    async def events(self, engine: Engine, order: Order) -> AsyncGenerator[Progress | Done]:
+        """Everything that the engine says of an order, ending in `Done`; leaving early cancels the order.
+
+        Raises:
+            As `complete`, deadlines aside.
+        """
+        async with self._accepted(engine, order) as run:
+            loop = asyncio.get_running_loop()
+
+            def hand_over(event: Progress | Done | Failed) -> None:
+                with suppress(RuntimeError):  # the loop has closed: nobody listens any more
+                    loop.call_soon_threadsafe(run.events.put_nowait, event)
+
+            work = engine.submit(order, hand_over)
+            try:
+                total, done = len(order.seeds), dict.fromkeys(range(len(order.seeds)), 0.0)
+                while True:
+                    event = await run.events.get()
+                    if isinstance(event, Failed):
+                        raise event.error
+                    yield event
+                    if isinstance(event, Done):
+                        return
+                    done[event.index] = event.step / event.steps
+                    run.remaining_seconds = run.estimated_seconds * (1 - sum(done.values()) / total)
+                    self._report()
+            finally:
+                work.cancel()
+
+    @asynccontextmanager
+    async def _accepted(self, engine: Engine, order: Order) -> AsyncIterator[Run]:
+        seconds = engine.costs.estimate(order)
+        self._check_room(seconds)
+        run = Run(seconds, seconds, asyncio.Queue())
+        self._runs.add(run)
+        self._report()
+        try:
+            yield run
+        finally:
+            self._runs.discard(run)
+            self._report()
+
+    def _check_room(self, seconds: float) -> None:
+        limit = self._max_queue_seconds
+        if self._draining:
+            raise Draining
+        if seconds > limit:
+            raise TooExpensive(
+                f"the request would take about {seconds:.0f} s and the service accepts at most {limit:.0f} s at once; "
+                "ask for fewer images, fewer steps or a smaller size"
+            )
+        backlog = self.backlog_seconds
+        if backlog + seconds > limit:
+            raise Overloaded(
+                backlog_seconds=backlog,
+                limit_seconds=limit,
+                retry_after_seconds=max(1, math.ceil(backlog + seconds - limit)),
+            )
+
+    def _report(self) -> None:
+        self._metrics.queue_depth.set(len(self._runs))
+        self._metrics.queue_estimated_seconds.set(self.backlog_seconds)

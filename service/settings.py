@@ -1,0 +1,60 @@
+"""Settings of the service, read from `DARKROOM_*` environment variables and checked once at start-up."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Scope = Literal["generate", "loras:read", "loras:write", "train", "admin"]
+
+
+class ApiKey(BaseModel):
+    """A key by its hash: the service never knows the key itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    scopes: frozenset[Scope]
+
+
+class Settings(BaseSettings):
+    """Everything a deployment may choose. `python -m service settings` prints them with their defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", extra="ignore", frozen=True)
+
+    model: str = "auto"
+    """`pocket`, `sdxl`, a folder that holds `base/` (and `refiner/`), or `auto`: sdxl where CUDA is, else pocket."""
+    device: str = "auto"
+    """A torch device; `auto` is `cuda` where there is one, else `cpu`."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """`auto`: float32 on the CPU (half precision is slower there), float16 on CUDA."""
+    refiner: bool = True
+    """Keep the refiner resident."""
+    memory_profile: Literal["auto", "16", "24", "80"] = "auto"
+    """Size of the card in GB, which bounds how many rows share a forward pass; `auto` asks the device."""
+    compile: bool = False
+    """Compile the UNets' repeated blocks with torch.compile (CUDA; the first pictures of each size are slow)."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads for torch; default: torch's own choice."""
+    offline: bool = False
+    """Never ask the hub: the preset's files must be in the cache."""
+
+    max_queue_seconds: float = Field(default=120.0, gt=0)
+    """Accepted work that may wait, in estimated seconds of the device; beyond it requests get 503."""
+    timeout_seconds: float = Field(default=300.0, gt=0)
+    """Deadline of a request that names none."""
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    drain_seconds: float = Field(default=20.0, ge=0)
+    """On shutdown, how long work in flight may take to finish."""
+
+    auth: Literal["keys", "disabled"] = "keys"
+    """`disabled` lets anyone in, on any address. With `keys` and none configured, only a loopback bind starts."""
+    api_keys: tuple[ApiKey, ...] = ()
+    api_keys_file: Path | None = None
+    """JSON list of keys, for a mounted secret; read at start-up, added to `api_keys`."""
+    hf_token: SecretStr | None = None
+
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -1,0 +1,39 @@
+"""Fixtures that several tiers share; the pocket model is loaded once a session."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def models():
+    """The pocket model, float32 on the CPU."""
+    import torch
+
+    from service.engine import models, presets
+
+    return models.load(presets.POCKET, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def engine(models) -> Iterator:
+    """A running engine on the pocket model."""
+    from service.engine import memory
+    from service.engine.engine import Engine
+
+    engine = Engine(models, memory.PROFILES["24"])
+    engine.start()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def plain(models):
+    """Plain diffusers over the same weights."""
+    from builders import PlainDiffusers
+
+    return PlainDiffusers(models)

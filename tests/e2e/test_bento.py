@@ -1,0 +1,196 @@
+"""The Bento that `make bento` builds: what is in it, and that it serves a picture and stops when told."""
+
+import base64
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from darkroom.types.generate import GenerateResponse
+from PIL import Image
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+STARTUP_SECONDS = 120.0
+STOP_SECONDS = 60.0
+
+
+def environment(bentoml_home: Path, **more: str) -> dict[str, str]:
+    """This process's environment without its ways to import our packages and without its settings."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("DARKROOM_")}
+    return kept | {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "true"} | more
+
+
+def run(*command: str, cwd: Path, env: dict[str, str]) -> str:
+    done = subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def files_under(folder: Path) -> set[str]:
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def bento(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A built Bento, from a copy of the checkout in which there is also much that must stay out."""
+    tree = tmp_path_factory.mktemp("checkout")
+    ignored = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+    for folder in ("service", "client", "tests", "deploy"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=ignored)
+    for file in ("bentofile.yaml", "pyproject.toml", "requirements.lock", "README.md"):
+        shutil.copy(ROOT / file, tree)
+    for stray in (
+        ".git/config",
+        ".venv/lib/service/x.py",
+        "build/service/x.py",
+        "data/key",
+        "notes/service/x.py",
+    ):
+        (tree / stray).parent.mkdir(parents=True)
+        (tree / stray).write_text("must not be packed\n")
+
+    home = tmp_path_factory.mktemp("bentoml-home")
+    env = environment(home, PYTHONPATH=str(tree / "client" / "src"))
+    run("-m", "build", "--wheel", "--outdir", "dist", "client", cwd=tree, env=env)
+    output = run("-m", "bentoml", "build", "--output", "tag", cwd=tree, env=env)
+    (tag,) = re.findall(r"^__tag__:(\S+)$", output, re.MULTILINE)
+    return home / "bentos" / Path(*tag.split(":"))
+
+
+@dataclass(frozen=True)
+class Served:
+    """A Bento served by `bentoml serve` as the image's entrypoint does."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_until_ready(self) -> None:
+        """Return when `/readyz` answers 200; fail with the log if the process ends or the time is over."""
+        end = time.monotonic() + STARTUP_SECONDS
+        while time.monotonic() < end:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            try:
+                code = self.process.wait(timeout=0.25)
+            except subprocess.TimeoutExpired:
+                continue
+            pytest.fail(f"the server ended with {code} before it was ready:\n{self.tail()}")
+        pytest.fail(f"the server was not ready after {STARTUP_SECONDS:.0f} s:\n{self.tail()}")
+
+    def stop(self) -> int:
+        """Send SIGTERM to the server and give back its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the server did not end within {STOP_SECONDS:.0f} s of SIGTERM:\n{self.tail()}")
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-6000:]
+
+
+@pytest.fixture
+def served(bento: Path, tmp_path: Path) -> Iterator[Served]:
+    (wheel,) = (bento / "env" / "python" / "wheels").iterdir()
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = environment(
+        tmp_path / "bentoml-home",
+        # The client comes from the Bento's own wheel, before any that is installed here.
+        PYTHONPATH=str(site),
+        DARKROOM_MODEL="pocket",
+        DARKROOM_DEVICE="cpu",
+    )
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--timeout-graceful-shutdown", "30", str(bento)]
+    log = tmp_path / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bentoml", "serve", *arguments],
+            cwd=tmp_path,
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield Served(f"http://127.0.0.1:{port}", process, log)
+    finally:
+        if process.poll() is None:
+            # Its worker is in the same session and would outlive it.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_bento_holds_the_service_and_nothing_else_of_the_checkout(bento: Path) -> None:
+    # BentoML writes the bentofile by itself, with the defaults that it filled in.
+    assert files_under(bento / "src") == {f"service/{f}" for f in files_under(ROOT / "service")} | {
+        "bentofile.yaml"
+    }
+    assert {path.name for path in bento.iterdir()} == {"apis", "bento.yaml", "env", "README.md", "src"}
+
+
+def test_bento_holds_the_embedded_model_byte_by_byte(bento: Path) -> None:
+    weights = ROOT / "service" / "pocket" / "weights"
+    packed = bento / "src" / "service" / "pocket" / "weights"
+    assert {"base", "refiner"} <= {path.name for path in packed.iterdir()}
+    assert all((packed / f).read_bytes() == (weights / f).read_bytes() for f in files_under(weights))
+
+
+def test_bento_installs_our_lock_and_the_clients_wheel(bento: Path) -> None:
+    python = bento / "env" / "python"
+    locked = re.findall(r"^[\w.-]+==\S+", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    required = re.findall(r"^[\w.-]+==\S+", (python / "requirements.txt").read_text(), re.MULTILINE)
+    assert locked
+    assert set(required) == set(locked)
+    assert not (python / "requirements.lock.txt").exists()
+    (wheel,) = (python / "wheels").iterdir()
+    assert "darkroom/types/generate.py" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_image_would_run_as_the_deployments_user_and_report_nothing(bento: Path) -> None:
+    dockerfile = (bento / "env" / "docker" / "Dockerfile").read_text()
+    deployment = (ROOT / "deploy" / "kustomize" / "base" / "deployment.yaml").read_text()
+    (uid,) = re.findall(r"BENTO_USER_UID=(\d+)", dockerfile)
+    assert f"runAsUser: {uid}" in deployment
+    assert "USER bentoml" in dockerfile
+    assert re.search(r"BENTOML_DO_NOT_TRACK=true", dockerfile)
+
+
+def test_served_bento_makes_a_picture_and_stops_when_told(served: Served) -> None:
+    served.wait_until_ready()
+    order = {"prompt": "a red circle on a blue background", "num_inference_steps": 4}
+    answer = httpx.post(f"{served.url}/v1/generate", json=order, timeout=60)
+    assert answer.status_code == 200, f"{answer.text[:2000]}\n{served.tail()}"
+
+    (made,) = GenerateResponse.model_validate_json(answer.content).images
+    picture = Image.open(io.BytesIO(base64.b64decode(made.b64)))
+    assert picture.size == (made.width, made.height)
+    assert len(set(picture.convert("L").tobytes())) > 1, "the picture is flat"
+
+    assert served.stop() == 0, served.tail()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{served.url}/livez", timeout=5)

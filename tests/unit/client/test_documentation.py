@@ -1,0 +1,42 @@
+"""Every example that a reader may copy runs: docstrings and README."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import darkroom
+import pytest
+from darkroom.testing import FakeDarkroom
+
+README = Path(__file__).parents[3] / "client" / "README.md"
+
+
+@pytest.mark.parametrize(
+    "name", ["darkroom", "darkroom._client", "darkroom._errors", "darkroom._images", "darkroom.testing"]
+)
+def test_docstring_examples_run(name, tmp_path):
+    fake = FakeDarkroom()
+    examples = {"fake": fake, "client": fake.client(), "folder": tmp_path}
+    result = doctest.testmod(importlib.import_module(name), extraglobs=examples)
+    assert result.failed == 0
+
+
+def test_readme_examples_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(darkroom, "Darkroom", lambda: FakeDarkroom().client())
+    everything = {}
+    for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
+        exec(block, everything)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"fox-{seed}.png" for seed in (10, 7, 8, 9)]
+    assert capsys.readouterr().out.splitlines() == [
+        "/width Input should be a multiple of 8",
+        "/guidance_scale Input should be less than or equal to 50",
+    ]
+
+
+def test_every_public_thing_says_what_it_is():
+    for name in darkroom.__all__:
+        thing = getattr(darkroom, name)
+        if isinstance(thing, type) and not issubclass(thing, darkroom.types.Response):
+            assert thing.__doc__, name
