@@ -27,7 +27,7 @@ system:
 	  echo "chromium is not here and cannot be installed: its tests will skip"
 
 demo: $(READY)  ## one picture of everything, under demo-output/
-	$(BIN)/python -m service.demo --output demo-output
+	$(BIN)/python -m examples.demo --output demo-output
 
 serve: $(READY)  ## the service on http://$(HOST):$(PORT)
 	$(BIN)/python -m service serve --host $(HOST) --port $(PORT)

@@ -69,7 +69,7 @@ class Overloaded(DarkroomError):
 
 
 class TooExpensive(DarkroomError):
-    """A single request that would not fit into the whole queue."""
+    """A request that could not be done within its own deadline, were it alone."""
 
 
 class DeadlineExceeded(DarkroomError):

@@ -19,11 +19,10 @@ from darkroom.types import (
     Timings,
     TokenReport,
 )
-
 from service import images
 from service.engine import schedulers
 from service.engine.engine import Engine
-from service.engine.orders import Done, HandOver, Order, Picture
+from service.engine.orders import HandOver, Order, Picture
 from service.engine.prompts import parse
 from service.errors import InvalidOption, UnusableImage
 from service.metrics import Metrics
@@ -111,7 +110,9 @@ class Generation:
         """
         started = time.perf_counter()
         engine = self._engine()
-        order = order_from(request, engine, first_seed=_drawn_seed() if request.seed is None else request.seed)
+        order = order_from(
+            request, engine, first_seed=_drawn_seed() if request.seed is None else request.seed
+        )
         timeout_seconds = request.timeout_seconds or self._default_timeout_seconds
         try:
             done = await self._runs.complete(engine, order, timeout_seconds=timeout_seconds)
@@ -212,8 +213,9 @@ def receipt_for(
         base_steps=picture.base_steps,
         guidance_scale=order.guidance_scale,
         scheduler=order.scheduler,
-        refiner=hand_over
-        and RefinerReceipt(
+        refiner=None
+        if hand_over is None
+        else RefinerReceipt(
             denoising_end=hand_over.denoising_end,
             num_inference_steps=picture.refiner_steps,
             aesthetic_score=hand_over.aesthetic_score,

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from service.engine.engine import Engine
-from service.engine.orders import Done, Failed, Order, Progress
+from service.engine.orders import Done, Event, Failed, Order, Progress
 from service.errors import DeadlineExceeded, Draining, Overloaded, TooExpensive
 from service.metrics import Metrics
 
@@ -18,7 +18,7 @@ class Run:
 
     estimated_seconds: float
     remaining_seconds: float
-    events: "asyncio.Queue[Progress | Done | Failed]"
+    events: asyncio.Queue[Event]
 
 
 class Runs:
@@ -56,7 +56,7 @@ class Runs:
         """
         try:
             async with asyncio.timeout(timeout_seconds):
-                async with aclosing(self.events(engine, order)) as events:
+                async with aclosing(self.events(engine, order, timeout_seconds=timeout_seconds)) as events:
                     async for event in events:
                         if isinstance(event, Done):
                             return event
@@ -67,16 +67,20 @@ class Runs:
             ) from exc
         raise AssertionError("an engine's events end in Done or Failed")
 
-    async def events(self, engine: Engine, order: Order) -> AsyncGenerator[Progress | Done]:
+    async def events(
+        self, engine: Engine, order: Order, *, timeout_seconds: float
+    ) -> AsyncGenerator[Progress | Done]:
         """Everything that the engine says of an order, ending in `Done`; leaving early cancels the order.
 
+        `timeout_seconds` only decides whether the order is worth starting; to keep to it is the caller's part.
+
         Raises:
-            As `complete`, deadlines aside.
+            As `complete`, but never DeadlineExceeded.
         """
-        async with self._accepted(engine, order) as run:
+        async with self._accepted(engine, order, timeout_seconds) as run:
             loop = asyncio.get_running_loop()
 
-            def hand_over(event: Progress | Done | Failed) -> None:
+            def hand_over(event: Event) -> None:
                 with suppress(RuntimeError):  # the loop has closed: nobody listens any more
                     loop.call_soon_threadsafe(run.events.put_nowait, event)
 
@@ -97,9 +101,9 @@ class Runs:
                 work.cancel()
 
     @asynccontextmanager
-    async def _accepted(self, engine: Engine, order: Order) -> AsyncIterator[Run]:
+    async def _accepted(self, engine: Engine, order: Order, timeout_seconds: float) -> AsyncIterator[Run]:
         seconds = engine.costs.estimate(order)
-        self._check_room(seconds)
+        self._check_room(seconds, timeout_seconds)
         run = Run(seconds, seconds, asyncio.Queue())
         self._runs.add(run)
         self._report()
@@ -109,17 +113,17 @@ class Runs:
             self._runs.discard(run)
             self._report()
 
-    def _check_room(self, seconds: float) -> None:
-        limit = self._max_queue_seconds
+    def _check_room(self, seconds: float, timeout_seconds: float) -> None:
+        """An idle service takes anything that can be done in time; a busy one what fits into the queue."""
         if self._draining:
             raise Draining
-        if seconds > limit:
+        if seconds > timeout_seconds:
             raise TooExpensive(
-                f"the request would take about {seconds:.0f} s and the service accepts at most {limit:.0f} s at once; "
-                "ask for fewer images, fewer steps or a smaller size"
+                f"the request would take about {seconds:.0f} s, and it has {timeout_seconds:g} s; "
+                "allow more time, or ask for fewer images, fewer steps or a smaller size"
             )
-        backlog = self.backlog_seconds
-        if backlog + seconds > limit:
+        backlog, limit = self.backlog_seconds, self._max_queue_seconds
+        if backlog > 0 and backlog + seconds > limit:
             raise Overloaded(
                 backlog_seconds=backlog,
                 limit_seconds=limit,

@@ -22,7 +22,9 @@ class ApiKey(BaseModel):
 class Settings(BaseSettings):
     """Everything a deployment may choose. `python -m service settings` prints them with their defaults."""
 
-    model_config = SettingsConfigDict(env_prefix="DARKROOM_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DARKROOM_", extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
 
     model: str = "auto"
     """`pocket`, `sdxl`, a folder that holds `base/` (and `refiner/`), or `auto`: sdxl where CUDA is, else pocket."""
@@ -42,7 +44,7 @@ class Settings(BaseSettings):
     """Never ask the hub: the preset's files must be in the cache."""
 
     max_queue_seconds: float = Field(default=120.0, gt=0)
-    """Accepted work that may wait, in estimated seconds of the device; beyond it requests get 503."""
+    """Work that a busy service takes, in estimated seconds of the device; beyond it requests get 503."""
     timeout_seconds: float = Field(default=300.0, gt=0)
     """Deadline of a request that names none."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)

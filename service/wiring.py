@@ -10,9 +10,9 @@ from typing import get_args
 
 import structlog
 import torch
+
 from darkroom.types import ImageFormat, Limits, ModelInfo, SchedulerName, ServiceInfo
 from darkroom.types import generate as limits
-
 from service import __version__
 from service.engine import canary, memory, models, presets
 from service.engine.engine import Engine

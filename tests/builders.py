@@ -70,7 +70,7 @@ class PlainDiffusers:
             tokenizer_2=models.tokenizer_2,
             unet=models.unets["base"],
             scheduler=scheduler,
-            force_zeros_for_empty_prompt=models.force_zeros_for_empty_prompt,
+            force_zeros_for_empty_prompt="base" in models.force_zeros_for_empty_prompt,
             add_watermarker=False,
         )
         self.refiner = StableDiffusionXLImg2ImgPipeline(
@@ -81,6 +81,7 @@ class PlainDiffusers:
             tokenizer_2=models.tokenizer_2,
             unet=models.unets["refiner"],
             scheduler=scheduler,
+            force_zeros_for_empty_prompt="refiner" in models.force_zeros_for_empty_prompt,
             requires_aesthetics_score=models.requires_aesthetics_score,
             add_watermarker=False,
         )

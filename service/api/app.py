@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from darkroom.types import Problem
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 
+from darkroom.types import Problem
 from service import __version__
 from service.api import docs, generate, health, problems
 from service.api.auth import OPEN_PATHS

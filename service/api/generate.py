@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from darkroom.types import GenerateRequest, GenerateResponse, Timings
 from fastapi import APIRouter, Request, Response
 
+from darkroom.types import GenerateRequest, GenerateResponse, Timings
 from service.api import negotiation
 from service.api.in_flight import InFlight
 

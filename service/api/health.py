@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from darkroom.types import ServiceInfo
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
+from darkroom.types import ServiceInfo
 from service.errors import DarkroomError, Draining, EngineStopped, ModelLoading
 from service.metrics import CONTENT_TYPE
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import get_args
 
 from darkroom.types import GenerateRequest, ImageFormat
-
 from service.api.refusals import NotAcceptable
 
 JSON = "application/json"

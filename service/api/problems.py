@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 import pydantic
 import structlog
-from darkroom.types import FieldError, GenerateRequest, Output, Problem, Refiner
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
+from darkroom.types import FieldError, GenerateRequest, Output, Problem, Refiner
 from service import errors
 from service.api import exchange, refusals
 

@@ -4,7 +4,7 @@ import queue
 import time
 
 from service.engine.engine import Engine
-from service.engine.orders import Done, Failed, HandOver, Order, Progress
+from service.engine.orders import Done, Event, Failed, HandOver, Order
 from service.engine.prompts import parse
 
 PROMPT = "a red circle on a blue background"
@@ -55,8 +55,8 @@ def picture(engine: Engine) -> Done:
     Raises:
         DarkroomError: what the engine failed with.
     """
-    events: queue.SimpleQueue[Progress | Done | Failed] = queue.SimpleQueue()
-    engine.submit(order(engine), events.put)
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    engine.submit(order(engine), lambda event: events.put(event))
     while True:
         event = events.get()
         if isinstance(event, Failed):

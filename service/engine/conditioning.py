@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from compel import Compel, ReturnedEmbeddingsType
-from darkroom.types import PromptTokens, TokenCount, TokenReport
 
+from darkroom.types import PromptTokens, TokenCount, TokenReport
 from service.engine.models import Models, UNetName
 from service.engine.orders import HandOver, Order, Size
 from service.engine.prompts import ParsedPrompt, parse
@@ -75,7 +75,7 @@ class Conditioner:
         """Everything that the rows of an order are steered by."""
         prompt = self._encode(order.prompt)
         negative = self._encode(order.negative_prompt or self._empty) if order.guided else None
-        zeros = order.negative_prompt is None and self._models.force_zeros_for_empty_prompt
+        zeroed = self._models.force_zeros_for_empty_prompt if order.negative_prompt is None else frozenset()
         cond: dict[UNetName, Branch] = {}
         uncond: dict[UNetName, Branch] = {}
         for name in self._models.unets:
@@ -88,7 +88,7 @@ class Conditioner:
                 continue
             embeds, negative_embeds = self._same_length(embeds, self._hidden(negative, name), name)
             cond[name] = Branch(embeds, prompt.pooled, times)
-            if name == "base" and zeros:
+            if name in zeroed:
                 uncond[name] = Branch(
                     torch.zeros_like(embeds), torch.zeros_like(prompt.pooled), negative_times
                 )
@@ -143,8 +143,9 @@ class Conditioner:
             assert order.hand_over is not None
             score = self._models.requires_aesthetics_score
             ids, negative_ids = refiner_time_ids(order, order.hand_over if score else None)
-        as_tensor = {"dtype": self._models.dtype, "device": self._models.device}
-        return torch.tensor([ids], **as_tensor), torch.tensor([negative_ids], **as_tensor)
+        dtype, device = self._models.dtype, self._models.device
+        both = torch.tensor([ids, negative_ids], dtype=dtype, device=device)
+        return both[:1], both[1:]
 
 
 def base_time_ids(order: Order) -> tuple[list[float], list[float]]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import structlog
 import torch
-from darkroom.types import Timings
 
+from darkroom.types import Timings
 from service.engine.conditioning import Conditioner, Conditioning
 from service.engine.costs import Costs
 from service.engine.loop import StepLoop

@@ -65,7 +65,7 @@ class StepLoop:
         kinds: dict[object, list[Row]] = {}
         for row in rows:
             kinds.setdefault(row.kind, []).append(row)
-        groups = []
+        groups: list[list[Row]] = []
         for same in kinds.values():
             size = max(1, min(self._profile.group_pixels // same[0].pixels, BATCH_SIZES[-1]))
             groups.extend(same[start : start + size] for start in range(0, len(same), size))

@@ -38,8 +38,8 @@ class Models:
     unets: dict[UNetName, UNet2DConditionModel]
     vae: AutoencoderKL
     scheduler_config: dict[str, Any]
-    force_zeros_for_empty_prompt: bool
-    """An absent negative prompt is zeros on the base; the refiner never zeroes."""
+    force_zeros_for_empty_prompt: frozenset[UNetName]
+    """The UNets for which an absent negative prompt is zeros: of SDXL the base, not the refiner."""
     requires_aesthetics_score: bool
     """The refiner's time ids end in a score and not in a target size."""
 
@@ -114,9 +114,7 @@ def load(
     with ThreadPoolExecutor(1) as hashing:
         fingerprint = hashing.submit(presets.fingerprint, folders)
         parts = _load_pipelines(base_folder, refiner_folder, vae_folder, dtype)
-        unets: dict[UNetName, UNet2DConditionModel] = {"base": parts.base.unet}
-        if parts.refiner:
-            unets["refiner"] = parts.refiner.unet
+        unets = {name: pipeline.unet for name, pipeline in parts.by_name().items()}
         for module in (parts.base.text_encoder, parts.base.text_encoder_2, parts.base.vae, *unets.values()):
             module.requires_grad_(False).eval().to(device)
         if device.type == "cuda":
@@ -137,7 +135,11 @@ def load(
             unets=unets,
             vae=parts.base.vae,
             scheduler_config=dict(parts.base.scheduler.config),
-            force_zeros_for_empty_prompt=bool(parts.base.config.force_zeros_for_empty_prompt),
+            force_zeros_for_empty_prompt=frozenset(
+                name
+                for name, pipeline in parts.by_name().items()
+                if pipeline.config.force_zeros_for_empty_prompt
+            ),
             requires_aesthetics_score=bool(parts.refiner and parts.refiner.config.requires_aesthetics_score),
         )
 
@@ -146,6 +148,9 @@ def load(
 class _Pipelines:
     base: StableDiffusionXLPipeline
     refiner: StableDiffusionXLImg2ImgPipeline | None
+
+    def by_name(self) -> dict[UNetName, StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline]:
+        return {"base": self.base, "refiner": self.refiner} if self.refiner else {"base": self.base}
 
 
 def _load_pipelines(

@@ -1,11 +1,11 @@
 """What the engine is asked for, and what it says while it works."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from darkroom.types import SchedulerName, Timings, TokenReport
 
+from darkroom.types import SchedulerName, Timings, TokenReport
 from service.engine.prompts import ParsedPrompt
 
 Size = tuple[int, int]
@@ -80,7 +80,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Done:
-    """Every image of the order is finished. Seconds are shares of the device's time, `queue` and `total` of the clock."""
+    """Every image of the order is finished; seconds are shares of the device's time, queue and total of the clock."""
 
     pictures: tuple[Picture, ...]
     tokens: TokenReport
@@ -94,7 +94,7 @@ class Failed:
     error: Exception
 
 
-class Listener(Protocol):
-    """Called on the engine's own thread: return at once, hand the event on."""
+Event = Progress | Done | Failed
 
-    def __call__(self, event: Progress | Done | Failed) -> None: ...
+Listener = Callable[[Event], None]
+"""Called on the engine's own thread: return at once, hand the event on."""

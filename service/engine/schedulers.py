@@ -11,9 +11,9 @@ from typing import Any, cast, get_args
 
 import diffusers
 import torch
-from darkroom.types import SchedulerName
 from diffusers import SchedulerMixin
 
+from darkroom.types import SchedulerName
 from service.errors import InvalidOption
 
 

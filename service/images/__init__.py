@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from darkroom.types import ImageFormat, Output, Receipt
 from numpy.typing import NDArray
 from PIL import Image
 
+from darkroom.types import ImageFormat, Output, Receipt
 from service.images.png import encode_png, text_chunk, utf8_text_chunk
 from service.images.recipe import (
     canonical_json,

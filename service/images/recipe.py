@@ -7,13 +7,14 @@ go into, and none of it can pass for another field. The receipt alone is exact.
 import json
 import re
 import struct
-from typing import Final
+from typing import Final, cast
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from darkroom.types import Receipt, SchedulerName
 from PIL import ExifTags
 from pydantic import ValidationError
+
+from darkroom.types import Receipt, SchedulerName
 
 TRAINED_ALGORITHMIC_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 IPTC_NAMESPACE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
@@ -51,7 +52,10 @@ def parameters_text(receipt: Receipt) -> str:
     negative prompt look alike. The form is that of A1111's `create_infotext` and
     `parse_generation_parameters`.
     """
-    sampler, schedule = A1111_SAMPLERS[receipt.scheduler]
+    # A receipt of a newer service may name a scheduler that this one does not know.
+    sampler, schedule = A1111_SAMPLERS.get(
+        cast(SchedulerName, receipt.scheduler), (receipt.scheduler, "Automatic")
+    )
     settings: dict[str, str | int] = {
         "Steps": receipt.num_inference_steps,
         "Sampler": sampler,

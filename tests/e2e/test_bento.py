@@ -17,8 +17,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from darkroom.types.generate import GenerateResponse
 from PIL import Image
+
+from darkroom.types.generate import GenerateResponse
 
 pytestmark = pytest.mark.e2e
 

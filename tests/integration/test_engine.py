@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from builders import an_order, run
 
+from builders import an_order, run
 from service.engine import canary, memory
 from service.engine.engine import Engine
 from service.engine.orders import Done, Failed, Progress

@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 import torch
+
 from builders import an_order
 from darkroom.types import SchedulerName
-
 from service.engine import memory
 from service.engine.conditioning import Conditioner
 from service.engine.loop import StepLoop
@@ -59,7 +59,9 @@ def sampled_orders(count: int) -> list[Order]:
 
 
 @torch.inference_mode()
-def together(models, orders: list[Order], conditioner: Conditioner, *, pad: bool = False) -> list[torch.Tensor]:
+def together(
+    models, orders: list[Order], conditioner: Conditioner, *, pad: bool = False
+) -> list[torch.Tensor]:
     """Latents of each order's first image, made in one loop that a new trajectory joins at every step."""
     loop = StepLoop(models, memory.PROFILES["24"], pad=pad)
     trajectories = [Trajectory(order, 0, conditioner.conditioning(order), models) for order in orders]
@@ -95,7 +97,9 @@ def test_latents_equal_those_of_stock_diffusers_whoever_shares_the_batch(models,
 def test_an_image_does_not_depend_on_its_companions(models, conditioner, scheduler):
     order = an_order(scheduler=scheduler, hand_over=0.6, num_inference_steps=5, seeds=(7,))
     strangers = [
-        an_order("a green star", "ugly", seeds=(seed,), num_inference_steps=3 + seed, scheduler="euler_ancestral")
+        an_order(
+            "a green star", "ugly", seeds=(seed,), num_inference_steps=3 + seed, scheduler="euler_ancestral"
+        )
         for seed in range(3)
     ]
     (alone,) = together(models, [order], conditioner)

@@ -1,4 +1,5 @@
 import pytest
+
 from darkroom.testing import FakeDarkroom
 
 

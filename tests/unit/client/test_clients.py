@@ -5,6 +5,7 @@ import inspect
 
 import httpx
 import pytest
+
 from darkroom import (
     AsyncDarkroom,
     BadResponse,

@@ -4,6 +4,7 @@ import logging
 
 import httpx
 import pytest
+
 from darkroom import AsyncDarkroom, BadResponse, Darkroom, GenerateRequest, Timeouts
 from darkroom import _calls as calls
 from darkroom._connection import Connection, resolve

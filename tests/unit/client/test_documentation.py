@@ -5,8 +5,9 @@ import importlib
 import re
 from pathlib import Path
 
-import darkroom
 import pytest
+
+import darkroom
 from darkroom.testing import FakeDarkroom
 
 README = Path(__file__).parents[3] / "client" / "README.md"

@@ -2,12 +2,13 @@
 
 import pickle
 
-import darkroom
 import httpx
 import pytest
+from pydantic import BaseModel, model_validator
+
+import darkroom
 from darkroom import APIError, BadResponse, DarkroomError, InvalidRequest, Problem, Unavailable
 from darkroom._errors import refused_before_sending
-from pydantic import BaseModel, model_validator
 
 
 def test_a_request_that_cannot_be_right_is_refused_before_anything_is_sent(fake, client):

@@ -4,6 +4,7 @@ import json
 
 import httpx
 import pytest
+
 from darkroom import (
     BadResponse,
     ConnectionFailed,

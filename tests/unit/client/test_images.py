@@ -8,6 +8,7 @@ import re
 
 import PIL.Image
 import pytest
+
 from darkroom import BadResponse, GenerateRequest, Generation, Image, Output
 from darkroom._fake_pictures import generated
 

@@ -2,8 +2,9 @@
 
 import json
 
-import darkroom
 import pytest
+
+import darkroom
 from darkroom import BadResponse, GenerateRequest, InvalidRequest
 from darkroom import _calls as calls
 from darkroom._replies import Reply, read, retry_after_seconds

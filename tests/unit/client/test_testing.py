@@ -5,6 +5,7 @@ import asyncio
 import httpx
 import PIL.Image
 import pytest
+
 from darkroom import (
     AuthenticationFailed,
     ConnectionFailed,

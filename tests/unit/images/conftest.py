@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from darkroom.types import Receipt, RefinerReceipt
 from numpy.typing import NDArray
 from PIL import Image
+
+from darkroom.types import Receipt, RefinerReceipt
 
 Pixels = NDArray[np.uint8]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from darkroom.types import Output
 from numpy.typing import NDArray
 
+from darkroom.types import Output
 from service.images import encode
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -6,12 +6,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from darkroom.types import GenerateRequest, Output, Receipt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from pydantic import ValidationError
 
+from darkroom.types import GenerateRequest, Output, Receipt
 from service.images import encode, read_receipt
 from service.images.recipe import parameters_text, receipt_from_xmp
 

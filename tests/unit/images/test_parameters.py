@@ -5,10 +5,10 @@ import re
 from typing import get_args
 
 import pytest
-from darkroom.types import SchedulerName
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from darkroom.types import SchedulerName
 from service.images.recipe import parameters_text
 
 SETTING = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')

@@ -1,5 +1,7 @@
 """How every error looks on the wire (RFC 9457, `application/problem+json`)."""
 
+from pydantic import Field
+
 from darkroom.types.common import Response
 
 
@@ -25,4 +27,4 @@ class Problem(Response):
     instance: str | None = None
     """Path of the request that failed."""
     request_id: str | None = None
-    errors: list[FieldError] = []
+    errors: list[FieldError] = Field(default_factory=list)

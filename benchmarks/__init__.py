@@ -1,0 +1,1 @@
+"""What Darkroom costs beside what one would write without it. See README.md."""

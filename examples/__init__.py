@@ -1,0 +1,1 @@
+"""Programs that use Darkroom as its users do."""
