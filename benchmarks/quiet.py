@@ -3,15 +3,17 @@
 import logging
 import warnings
 
-import diffusers
 import structlog
 import transformers
 
 
 def quiet() -> None:
     """Leave only errors of diffusers and transformers and warnings of our own."""
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    import diffusers  # after: importing it already has transformers say something
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))

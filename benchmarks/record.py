@@ -32,7 +32,7 @@ _PACKAGES = (
 
 @dataclass
 class Record:
-    """Grows while a suite runs; every `add` writes the file anew, so that a run that is cut short leaves what it had."""
+    """Grows while a suite runs. Every `add` writes the file anew, so a run that is cut short leaves what it had."""
 
     suite: str
     command: str

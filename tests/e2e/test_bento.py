@@ -5,14 +5,10 @@ import io
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -20,12 +16,9 @@ import pytest
 from PIL import Image
 
 from darkroom.types.generate import GenerateResponse
+from processes import ROOT, Served, free_port, running, wait_until_ready
 
 pytestmark = pytest.mark.e2e
-
-ROOT = Path(__file__).parents[2]
-STARTUP_SECONDS = 120.0
-STOP_SECONDS = 60.0
 
 
 def environment(bentoml_home: Path, **more: str) -> dict[str, str]:
@@ -69,56 +62,19 @@ def bento(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     home = tmp_path_factory.mktemp("bentoml-home")
     env = environment(home, PYTHONPATH=str(tree / "client" / "src"))
-    run("-m", "build", "--wheel", "--outdir", "dist", "client", cwd=tree, env=env)
+    run("-m", "build", "--no-isolation", "--wheel", "--outdir", "dist", "client", cwd=tree, env=env)
     output = run("-m", "bentoml", "build", "--output", "tag", cwd=tree, env=env)
     (tag,) = re.findall(r"^__tag__:(\S+)$", output, re.MULTILINE)
     return home / "bentos" / Path(*tag.split(":"))
 
 
-@dataclass(frozen=True)
-class Served:
-    """A Bento served by `bentoml serve` as the image's entrypoint does."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def wait_until_ready(self) -> None:
-        """Return when `/readyz` answers 200; fail with the log if the process ends or the time is over."""
-        end = time.monotonic() + STARTUP_SECONDS
-        while time.monotonic() < end:
-            try:
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            try:
-                code = self.process.wait(timeout=0.25)
-            except subprocess.TimeoutExpired:
-                continue
-            pytest.fail(f"the server ended with {code} before it was ready:\n{self.tail()}")
-        pytest.fail(f"the server was not ready after {STARTUP_SECONDS:.0f} s:\n{self.tail()}")
-
-    def stop(self) -> int:
-        """Send SIGTERM to the server and give back its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(timeout=STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"the server did not end within {STOP_SECONDS:.0f} s of SIGTERM:\n{self.tail()}")
-
-    def tail(self) -> str:
-        return self.log.read_text(errors="replace")[-6000:]
-
-
 @pytest.fixture
 def served(bento: Path, tmp_path: Path) -> Iterator[Served]:
+    """The Bento, served by `bentoml serve` as the image's entrypoint does."""
     (wheel,) = (bento / "env" / "python" / "wheels").iterdir()
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = environment(
         tmp_path / "bentoml-home",
         # The client comes from the Bento's own wheel, before any that is installed here.
@@ -127,23 +83,8 @@ def served(bento: Path, tmp_path: Path) -> Iterator[Served]:
         DARKROOM_DEVICE="cpu",
     )
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--timeout-graceful-shutdown", "30", str(bento)]
-    log = tmp_path / "serve.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", "serve", *arguments],
-            cwd=tmp_path,
-            env=env,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield Served(f"http://127.0.0.1:{port}", process, log)
-    finally:
-        if process.poll() is None:
-            # Its worker is in the same session and would outlive it.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with running(tmp_path, port, [sys.executable, "-m", "bentoml", "serve", *arguments], env) as served:
+        yield served
 
 
 def test_bento_holds_the_service_and_nothing_else_of_the_checkout(bento: Path) -> None:
@@ -182,7 +123,7 @@ def test_image_would_run_as_the_deployments_user_and_report_nothing(bento: Path)
 
 
 def test_served_bento_makes_a_picture_and_stops_when_told(served: Served) -> None:
-    served.wait_until_ready()
+    wait_until_ready(served)
     order = {"prompt": "a red circle on a blue background", "num_inference_steps": 4}
     answer = httpx.post(f"{served.url}/v1/generate", json=order, timeout=60)
     assert answer.status_code == 200, f"{answer.text[:2000]}\n{served.tail()}"

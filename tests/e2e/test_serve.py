@@ -1,20 +1,15 @@
 """`python -m service serve` as a process: what callers, probes and operators see of it."""
 
 import base64
-import contextlib
 import hashlib
 import io
 import json
-import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import bentoml
@@ -22,93 +17,16 @@ import httpx
 import pytest
 from PIL import Image
 
+from processes import ROOT, STOP_SECONDS, Served, environment, serving, until, wait_until_ready
+
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[2]
-STARTUP_SECONDS = 120.0
-STOP_SECONDS = 60.0
 SECRET = "dk_for_this_test_only"
 KEYS = [{"name": "tester", "sha256": hashlib.sha256(SECRET.encode()).hexdigest(), "scopes": ["generate"]}]
 
 QUICK = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 1, "width": 64, "height": 64}
 SECONDS_OF_WORK = QUICK | {"num_inference_steps": 50, "num_images": 4}
 MINUTES_OF_WORK = QUICK | {"num_inference_steps": 100, "num_images": 8, "width": 256, "height": 256}
-
-
-def environment(**settings: str) -> dict[str, str]:
-    """This process's environment, with the settings given and no others."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
-    given = {f"DARKROOM_{name.upper()}": value for name, value in settings.items()}
-    return kept | {"PYTHONPATH": f"{ROOT}:{ROOT / 'client' / 'src'}"} | given
-
-
-def until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        time.sleep(0.05)
-
-
-@dataclass
-class Served:
-    """A running service."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-    http: httpx.Client
-
-    def metric(self, name: str) -> float:
-        found = re.search(rf"^{re.escape(name)} (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    def working(self) -> bool:
-        return self.metric("darkroom_queue_depth") == 1
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(STOP_SECONDS)
-
-
-@contextlib.contextmanager
-def serving(folder: Path, host: str = "127.0.0.1", **settings: str) -> Iterator[Served]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = folder / "log"
-    command = [sys.executable, "-m", "service", "serve", "--host", host, "--port", str(port)]
-    defaults = {"model": "pocket", "threads": "1", "max_queue_seconds": "3600"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment(**defaults | settings), stdout=output, stderr=output
-        )
-    url = f"http://127.0.0.1:{port}"
-    with httpx.Client(base_url=url, timeout=60) as http:
-        try:
-            yield Served(process, url, log, http)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(STOP_SECONDS)
-
-
-def wait_until_ready(served: Served) -> set[str]:
-    """Wait for readiness; the codes of the problems that were answered before."""
-    codes = set()
-
-    def ready() -> bool:
-        assert served.process.poll() is None, served.log.read_text()
-        try:
-            reply = served.http.get("/readyz")
-        except httpx.TransportError:
-            return False
-        if reply.status_code == 503:
-            codes.add(reply.json()["code"])
-            assert int(reply.headers["retry-after"]) > 0
-        return reply.status_code == 200
-
-    until(ready, STARTUP_SECONDS, "readiness")
-    return codes
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ class TestStopping:
     ) -> None:
         pre_stop = container["lifecycle"]["preStop"]["sleep"]["seconds"]
         graceful = int(argument(container, "--timeout-graceful-shutdown"))
-        assert float(env["DARKROOM_DRAIN_SECONDS"]) < graceful
-        assert pod["terminationGracePeriodSeconds"] >= pre_stop + graceful + 10
+        drain = float(env["DARKROOM_DRAIN_SECONDS"])
+        assert pod["terminationGracePeriodSeconds"] >= pre_stop + drain + graceful + 10
 
     def test_endpoints_forget_the_pod_before_it_stops_serving(self, container: Resource) -> None:
         assert container["lifecycle"]["preStop"]["sleep"]["seconds"] >= 5
@@ -157,12 +158,15 @@ class TestSettings:
         keys = [ApiKey.model_validate(key) for key in json.loads((EXAMPLE / "api-keys.json").read_text())]
         assert [key.sha256 for key in keys] == ["0" * 64]
 
-    def test_command_in_the_readme_makes_a_key_and_its_hash(self) -> None:
-        (command,) = re.findall(r"^ *(python3 -c .*)$", README, re.MULTILINE)
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-        key, digest = done.stdout.split()
-        assert ApiKey(name="test", sha256=digest, scopes=frozenset({"generate"}))
-        assert digest == hashlib.sha256(key.encode()).hexdigest()
+    def test_command_in_the_readme_makes_a_key_and_its_entry(self) -> None:
+        (arguments,) = re.findall(r"^ *\.venv/bin/python (-m service key .*)$", README, re.MULTILINE)
+        done = subprocess.run(
+            [sys.executable, *arguments.split()], capture_output=True, text=True, check=True
+        )
+        (secret,) = re.findall(r"^dk_\S+$", done.stdout, re.MULTILINE)
+        entry = ApiKey.model_validate_json(done.stdout.splitlines()[-1])
+        assert entry.sha256 == hashlib.sha256(secret.encode()).hexdigest()
+        assert entry.scopes == {"generate"}
 
 
 class TestTraffic:

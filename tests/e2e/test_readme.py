@@ -1,0 +1,59 @@
+"""The README's promises: its commands exist and its code runs, against a service started as it says."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from processes import ROOT, serving, wait_until_ready
+
+pytestmark = pytest.mark.e2e
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("readme")) as served:
+        wait_until_ready(served)
+        yield served.url
+
+
+def at(url: str, code: str) -> str:
+    """The code, sent to the test's own service instead of the documented address."""
+    assert "http://127.0.0.1:3000" in code
+    return code.replace("http://127.0.0.1:3000", url)
+
+
+def test_its_make_targets_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z]+)", README))
+    assert {"demo", "test", "serve"} <= named <= targets
+
+
+def test_its_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_its_curl_command_leaves_a_picture(url, tmp_path):
+    (command,) = [block for block in blocks("sh") if "curl" in block]
+    subprocess.run(["bash", "-ec", at(url, command)], cwd=tmp_path, check=True)
+    assert Image.open(tmp_path / "star.png").size == (64, 64)
+
+
+def test_its_python_code_saves_four_pictures(url, tmp_path):
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", at(url, code)], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"star-{seed}.png" for seed in (10, 7, 8, 9)]
+    assert "total=" in done.stdout
