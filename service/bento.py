@@ -89,8 +89,10 @@ class EdgedService(Service[Any]):
         logs.configure(log_format=settings().log_format, level=settings().log_level)
         _check_bind(_worker_host())
         self.inject_config()
+        app = Doors(self, is_main=is_main)()
+        app.router.redirect_slashes = False  # as in our own app
         return Edge(
-            Doors(self, is_main=is_main)(),
+            app,
             keys=KeyRing.from_settings(settings()),
             metrics=components().metrics,
             max_body_bytes=settings().max_body_bytes,

@@ -43,6 +43,7 @@ class Resident:
         self._metrics = metrics
         self._engine: Engine | None = None
         self._failure: str | None = None
+        self._closed = False
         self._thread = threading.Thread(target=self._bring_up, name="loading", daemon=True)
 
     def start(self) -> None:
@@ -74,14 +75,15 @@ class Resident:
         return self._failure
 
     def close(self) -> None:
+        """Stop the engine; one that is still loading stops as soon as it has come up."""
+        self._closed = True
         if self._engine is not None:
             self._engine.close()
 
     def _bring_up(self) -> None:
         try:
             engine = self._load()
-            engine.start()
-            seconds = canary.develop(engine)
+            seconds = _first_picture(engine)
         except DarkroomError as exc:
             self._failure = str(exc)
             log.error("model failed to load", reason=self._failure)
@@ -94,6 +96,22 @@ class Resident:
             self._metrics.model.info({"name": engine.models.name, "fingerprint": engine.models.fingerprint})
             self._metrics.device_memory_bytes.set_function(engine.memory_bytes)
             log.info("engine became ready", model=engine.models.name, canary_seconds=round(seconds, 3))
+            if self._closed:
+                engine.close()
+
+
+def _first_picture(engine: Engine) -> float:
+    """Start the engine and have it make its canary picture, in seconds; one that cannot does not stay running.
+
+    Raises:
+        DarkroomError: what it failed with.
+    """
+    engine.start()
+    try:
+        return canary.develop(engine)
+    except DarkroomError:
+        engine.close()
+        raise
 
 
 class Components:

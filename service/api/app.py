@@ -43,6 +43,7 @@ def create_app(components: Callable[[], "Components"], in_flight: InFlight | Non
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would go to whatever host the caller's Host header names
     )
     app.include_router(generate.router(components, in_flight or InFlight()))
     app.include_router(health.router(components))

@@ -1,6 +1,5 @@
 """Errors as answers: one table from the class of an error to its status, and the RFC 9457 body."""
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +11,12 @@ import structlog
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
-from darkroom.types import FieldError, GenerateRequest, Output, Problem, Refiner
+from darkroom.types import FieldError, Problem
+from darkroom.types.faults import MAX_TEXT_CHARACTERS, bounded, invalid_request
 from service import errors
 from service.api import exchange, refusals
 
 MEDIA_TYPE = "application/problem+json"
-MAX_FIELD_ERRORS = 20
-MAX_TEXT_CHARACTERS = 300
 
 log = structlog.get_logger()
 
@@ -69,7 +67,6 @@ ANSWERED = {
 HEADERS_KEPT = ("allow", "retry-after", "www-authenticate")
 
 _HIDDEN = "the service failed; its log has the cause under this request_id"
-_FIELD_NAMES = sorted({*GenerateRequest.model_fields, *Output.model_fields, *Refiner.model_fields})
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ def describe(error: BaseException) -> Fault:
     row = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), None)
     if row is None:
         return Fault(INTERNAL, _HIDDEN)
-    return _told(row, _bounded(str(error)), getattr(error, "retry_after_seconds", None))
+    return _told(row, bounded(str(error)), getattr(error, "retry_after_seconds", None))
 
 
 def _told(row: Row, detail: str, retry_after_seconds: float | None = None) -> Fault:
@@ -159,33 +156,9 @@ def _retry_after(seconds: float | None) -> dict[str, str]:
 
 
 def _invalid(found: Iterable[Mapping[str, Any]]) -> Fault:
-    """Faults of a body, by JSON pointer. The values are never repeated: they may be secret or huge."""
-    found = list(found)
-    if found and found[0]["type"] == "json_invalid":
+    """Faults of a body; FastAPI says of each that it is in the body."""
+    found = [{**one, "loc": one["loc"][1:] if one["loc"][:1] == ("body",) else one["loc"]} for one in found]
+    if found[0]["type"] == "json_invalid":
         return Fault(MALFORMED_JSON, "the body cannot be read as JSON")
-    listed = tuple(_field_error(one) for one in found[:MAX_FIELD_ERRORS])
-    first = listed[0]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return Fault(INVALID_REQUEST, f"{first.pointer or 'the body'}: {first.message}{more}", listed)
-
-
-def _field_error(found: Mapping[str, Any]) -> FieldError:
-    path = [str(part) for part in found["loc"]]
-    if path[:1] == ["body"]:
-        path = path[1:]
-    message = found["msg"].removeprefix("Value error, ")
-    if found["type"] == "extra_forbidden":
-        message = "no such field" + _suggestion(path[-1])
-    elif found["type"] == "missing":
-        message = "this field is required" if path else "a JSON body is required"
-    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
-    return FieldError(pointer=_bounded(pointer), message=_bounded(message))
-
-
-def _suggestion(name: str) -> str:
-    near = difflib.get_close_matches(name[:64], _FIELD_NAMES, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _bounded(text: str) -> str:
-    return text if len(text) <= MAX_TEXT_CHARACTERS else text[: MAX_TEXT_CHARACTERS - 1] + "…"
+    problem = invalid_request(found)
+    return Fault(INVALID_REQUEST, problem.detail, tuple(problem.errors))

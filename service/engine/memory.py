@@ -12,7 +12,8 @@ class MemoryProfile:
     """Bounds on one forward pass, in pixels of the final images (activations grow with them).
 
     `group_pixels` bounds the rows of a UNet pass, `decode_pixels` the images of a VAE pass; a single row or
-    image is always let through. `tile_vae` decodes large images in tiles.
+    image is always let through. `tile_vae` decodes images that are larger than the model's own size in overlapping
+    tiles, which changes them faintly where tiles meet.
     """
 
     name: str

@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from darkroom.types import FieldError, Problem
+from darkroom.types.faults import invalid_request
 
 # Arguments are positional all the way down so that exceptions survive pickling, as multiprocessing needs.
 
@@ -89,7 +89,8 @@ class APIError(DarkroomError):
         facts = f"{self.status} {self.code}"
         if self.request_id:
             facts += f", request {self.request_id}"
-        return "\n".join([f"{self.problem.detail} ({facts})", *map(_field_line, self.errors)])
+        untold = [error for error in self.errors if f"{error.pointer}: {error.message}" not in self.problem.detail]
+        return "\n".join([f"{self.problem.detail} ({facts})", *map(_field_line, untold)])
 
 
 class InvalidRequest(APIError):
@@ -164,31 +165,12 @@ def refused_before_sending() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise InvalidRequest(invalid_request_problem(field_errors(error)), 422) from None
+        raise InvalidRequest(refusal_of(error), 422) from None
 
 
-def invalid_request_problem(errors: list[FieldError]) -> Problem:
-    """The problem document for a request with these faults."""
-    detail = f"the request has {len(errors)} faults" if len(errors) > 1 else "the request has a fault"
-    return Problem(title="Invalid request", status=422, detail=detail, code="invalid_request", errors=errors)
-
-
-def field_errors(error: ValidationError) -> list[FieldError]:
-    """Pydantic's findings, with JSON pointers (RFC 6901) in place of tuples."""
-    return [
-        FieldError(pointer="".join(f"/{_escaped(part)}" for part in found["loc"]), message=_message(found))
-        for found in error.errors(include_url=False, include_input=False)
-    ]
-
-
-def _escaped(part: str | int) -> str:
-    return str(part).replace("~", "~0").replace("/", "~1")
-
-
-def _message(found: ErrorDetails) -> str:
-    # Pydantic puts "Value error, " before the words of our own validators.
-    own = found.get("ctx", {}).get("error")
-    return str(own) if isinstance(own, ValueError) else found["msg"]
+def refusal_of(error: ValidationError) -> Problem:
+    """The problem that the service answers to such a request."""
+    return invalid_request(error.errors(include_url=False, include_input=False))
 
 
 def _field_line(error: FieldError) -> str:

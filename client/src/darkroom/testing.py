@@ -14,12 +14,11 @@ from pydantic import ValidationError
 from darkroom._async_client import AsyncDarkroom
 from darkroom._client import Darkroom
 from darkroom._connection import DEFAULT_MAX_RETRIES
-from darkroom._errors import field_errors, invalid_request_problem
+from darkroom._errors import refusal_of
 from darkroom._exchange import Outside
 from darkroom._fake_pictures import can_encode, generated
 from darkroom._http import httpx
 from darkroom.types import (
-    FieldError,
     GenerateRequest,
     ImageFormat,
     Limits,
@@ -28,6 +27,7 @@ from darkroom.types import (
     SchedulerName,
     ServiceInfo,
 )
+from darkroom.types.faults import invalid_request
 from darkroom.types.generate import MAX_EDGE, MAX_IMAGES, MAX_PROMPT_CHARACTERS, MAX_STEPS
 
 _URL = "http://fake-darkroom"
@@ -148,8 +148,9 @@ class FakeDarkroom:
         return Outside(now=lambda: sum(self.sleeps), draw=lambda: 0.5)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
-        order, faults = _order_in(request)
-        self.requests.append(Received(request.method, request.url.path, order))
+        order = _order_in(request)
+        received = order if isinstance(order, GenerateRequest) else None
+        self.requests.append(Received(request.method, request.url.path, received))
         if self._failures:
             failure = self._failures.pop(0)
             if isinstance(failure, Exception):
@@ -159,8 +160,9 @@ class FakeDarkroom:
             return _refusal(401)
         match request.method, request.url.path:
             case "POST", "/v1/generate":
-                if order is None:
-                    return _problem(invalid_request_problem(faults))
+                if isinstance(order, Problem):
+                    return _problem(order)
+                assert order is not None
                 return _json(200, generated(order, next(self._ids)).model_dump_json())
             case "GET", "/v1/info":
                 return _json(200, _INFO.model_dump_json())
@@ -169,17 +171,18 @@ class FakeDarkroom:
         return _refusal(404)
 
 
-def _order_in(request: httpx.Request) -> tuple[GenerateRequest | None, list[FieldError]]:
+def _order_in(request: httpx.Request) -> GenerateRequest | Problem | None:
+    """The order, or why it is refused; None where the request is no order."""
     if request.url.path != "/v1/generate":
-        return None, []
+        return None
     try:
         order = GenerateRequest.model_validate_json(request.content)
     except ValidationError as error:
-        return None, field_errors(error)
+        return refusal_of(error)
     if not can_encode(order.output.format):
         message = f"the fake draws {order.output.format} only where Pillow is installed"
-        return None, [FieldError(pointer="/output/format", message=message)]
-    return order, []
+        return invalid_request([{"type": "value_error", "loc": ("output", "format"), "msg": message}])
+    return order
 
 
 def _refusal(

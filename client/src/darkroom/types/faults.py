@@ -1,0 +1,54 @@
+"""What pydantic finds wrong with a request, in the words that client and service share.
+
+A caller cannot tell which of the two refused: both state the same problem.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from darkroom.types.errors import FieldError, Problem
+from darkroom.types.generate import GenerateRequest, Output, Refiner
+
+MAX_FIELD_ERRORS = 20
+MAX_TEXT_CHARACTERS = 300
+
+_FIELD_NAMES = sorted({*GenerateRequest.model_fields, *Output.model_fields, *Refiner.model_fields})
+
+
+def invalid_request(found: Sequence[Mapping[str, Any]]) -> Problem:
+    """The problem of a request with these findings of pydantic's, the first of which is its `detail`.
+
+    Places become JSON pointers. The faulty values are never repeated: they may be secret or huge.
+    """
+    errors = [_field_error(one) for one in found[:MAX_FIELD_ERRORS]]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return Problem(
+        type="urn:darkroom:problem:invalid_request",
+        title="The request is invalid",
+        status=422,
+        detail=f"{errors[0].pointer or 'the body'}: {errors[0].message}{more}",
+        code="invalid_request",
+        errors=errors,
+    )
+
+
+def bounded(text: str) -> str:
+    """The text, cut where a caller's own words make it long."""
+    return text if len(text) <= MAX_TEXT_CHARACTERS else text[: MAX_TEXT_CHARACTERS - 1] + "…"
+
+
+def _field_error(found: Mapping[str, Any]) -> FieldError:
+    path = [str(part) for part in found["loc"]]
+    message = found["msg"].removeprefix("Value error, ")  # which pydantic puts before our validators' words
+    if found["type"] == "extra_forbidden":
+        message = "no such field" + _suggestion(path[-1])
+    elif found["type"] == "missing":
+        message = "this field is required" if path else "a JSON body is required"
+    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
+    return FieldError(pointer=bounded(pointer), message=bounded(message))
+
+
+def _suggestion(name: str) -> str:
+    near = difflib.get_close_matches(name[:64], _FIELD_NAMES, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
