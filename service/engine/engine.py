@@ -8,54 +8,26 @@ import itertools
 import queue
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import structlog
 import torch
 
-from darkroom.types import Timings
 from service.engine.conditioning import Conditioner, Conditioning
 from service.engine.costs import Costs
 from service.engine.loop import StepLoop
 from service.engine.memory import MemoryProfile
 from service.engine.models import Models, UNetName
-from service.engine.orders import Done, Failed, Listener, Order, Picture, Progress
+from service.engine.orders import Failed, Listener, Order, Picture, Progress
 from service.engine.pictures import Decoder, defect
 from service.engine.trajectory import Trajectory
+from service.engine.work import Work
 from service.errors import Cancelled, EngineStopped, OutOfDeviceMemory, UnusableImage
 
 log = structlog.get_logger()
 
 ObserveStep = Callable[[UNetName, float], None]
 """Told how many seconds every step of a UNet took, whoever shared it."""
-
-
-@dataclass(eq=False)
-class Work:
-    """An order in the engine's hands. Other threads may only `cancel` it and read `cancelled`."""
-
-    order: Order
-    listener: Listener
-    submitted_at: float
-    id: int
-    started_at: float | None = None
-    conditioning: Conditioning | None = None
-    waiting: list[int] = field(default_factory=list)
-    """Indices of images that are not on their way yet."""
-    active: int = 0
-    pictures: dict[int, Picture] = field(default_factory=dict)
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    _cancelled: threading.Event = field(default_factory=threading.Event)
-
-    def cancel(self) -> None:
-        """Free the order's trajectories before their next step. Idempotent, from any thread, in any state."""
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
 
 
 class Engine:
@@ -110,9 +82,7 @@ class Engine:
         Raises:
             EngineStopped: the engine is closed or has died.
         """
-        work = Work(
-            order, listener, time.perf_counter(), next(self._numbers), waiting=list(range(len(order.seeds)))
-        )
+        work = Work(order, listener, next(self._numbers))
         with self._gate:
             if self._closing:
                 raise EngineStopped("the engine has stopped")
@@ -166,21 +136,22 @@ class Engine:
             waiting = [work for work in self._works if work.waiting]
             if not waiting:
                 return
-            work = min(waiting, key=lambda work: (work.active, work.id))
+            work = min(waiting, key=lambda work: (work.active, work.number))
             try:
                 trajectory = Trajectory(work.order, work.waiting[0], self._conditioned(work), self.models)
             except (RuntimeError, ValueError) as exc:
                 self._fail_alone(work, exc)
                 continue
-            work.waiting.pop(0)
+            work.waiting.popleft()
             work.active += 1
             self._active.append((work, trajectory))
 
     def _conditioned(self, work: Work) -> Conditioning:
         if work.conditioning is None:
-            work.started_at = time.perf_counter()
+            work.begin()
+            started = time.perf_counter()
             work.conditioning = self._conditioner.conditioning(work.order)
-            work.seconds["encode"] = time.perf_counter() - work.started_at
+            work.spend("encode", time.perf_counter() - started)
         return work.conditioning
 
     def _advance(self) -> None:
@@ -198,14 +169,11 @@ class Engine:
         steps = self._loop.advance([trajectory for _, trajectory in group])
         self._settle()
         seconds = time.perf_counter() - started
-        evaluated = {id(work): 0 for work, _ in group}
-        for work, _ in group:
-            evaluated[id(work)] += work.order.pixels * (2 if work.order.guided else 1)
-        total = sum(evaluated.values())
-        self.costs.learn(name, total, seconds)
+        evaluated = [work.order.pixels * (2 if work.order.guided else 1) for work, _ in group]
+        self.costs.learn(name, sum(evaluated), seconds)
         self._observe_step(name, seconds)
-        for work in {id(work): work for work, _ in group}.values():
-            work.seconds[name] += seconds * evaluated[id(work)] / total
+        for (work, _), pixels in zip(group, evaluated, strict=True):
+            work.spend(name, seconds * pixels / sum(evaluated))
         for (work, trajectory), step in zip(group, steps, strict=True):
             if work not in self._works:
                 continue  # another of its images has just failed
@@ -250,35 +218,22 @@ class Engine:
                 continue
             self._active.remove((work, trajectory))
             work.active -= 1
-            work.seconds["decode"] += seconds / len(group)
+            work.spend("decode", seconds / len(group))
             if (found := defect(pixels_HWC, trajectory.latents)) is not None:
                 self._fail(work, UnusableImage(found, seed=trajectory.seed))
                 continue
-            work.pictures[trajectory.index] = Picture(
-                trajectory.index,
-                trajectory.seed,
-                pixels_HWC,
-                trajectory.base_steps,
-                trajectory.refiner_steps,
+            work.keep(
+                Picture(
+                    trajectory.index,
+                    trajectory.seed,
+                    pixels_HWC,
+                    trajectory.base_steps,
+                    trajectory.refiner_steps,
+                )
             )
-            if len(work.pictures) == len(work.order.seeds):
-                self._complete(work)
-
-    def _complete(self, work: Work) -> None:
-        assert work.started_at is not None
-        assert work.conditioning is not None
-        self._works.remove(work)
-        pictures = tuple(work.pictures[index] for index in sorted(work.pictures))
-        timings = Timings(
-            queue=work.started_at - work.submitted_at,
-            encode=work.seconds["encode"],
-            base=work.seconds["base"],
-            refiner=work.seconds["refiner"],
-            decode=work.seconds["decode"],
-            encode_image=0.0,
-            total=time.perf_counter() - work.submitted_at,
-        )
-        work.listener(Done(pictures, work.conditioning.tokens, timings))
+            if work.complete:
+                self._works.remove(work)
+                work.listener(work.done())
 
     def _fail_alone(self, work: Work, error: Exception) -> None:
         """End one order whose failure is its own; raise if the device has stopped answering, which is everybody's."""

@@ -43,22 +43,18 @@ class StepLoop:
     def advance(self, trajectories: Sequence[Trajectory]) -> list[Step]:
         """Make one step of each. A pass that fails takes down only the trajectories that were in it."""
         asked = [(trajectory, trajectory.rows()) for trajectory in trajectories]
-        noise: dict[int, torch.Tensor] = {}
-        errors: dict[int, Exception] = {}
+        answers: dict[int, torch.Tensor | Exception] = {}
         for group in self._groups(row for _, rows in asked for row in rows):
+            predictions: Sequence[torch.Tensor | Exception]
             try:
                 predictions = self._run(group)
             except (OutOfDeviceMemory, RuntimeError) as exc:
-                errors.update({id(row): exc for row in group})
-                continue
-            noise.update({id(row): prediction for row, prediction in zip(group, predictions, strict=True)})
-        steps = []
-        for trajectory, rows in asked:
-            error = next((errors[id(row)] for row in rows if id(row) in errors), None)
-            if error is None:
-                trajectory.advance([noise[id(row)] for row in rows])
-            steps.append(Step(trajectory, error))
-        return steps
+                predictions = [exc] * len(group)
+            answers.update({id(row): answer for row, answer in zip(group, predictions, strict=True)})
+        return [
+            Step(trajectory, _advance(trajectory, [answers[id(row)] for row in rows]))
+            for trajectory, rows in asked
+        ]
 
     def _groups(self, rows: Iterable[Row]) -> list[list[Row]]:
         """Rows of one kind together, no group larger than the memory profile allows."""
@@ -95,6 +91,18 @@ class StepLoop:
             return_dict=False,
         )[0]
         return list(predicted_BCHW.split(1))[: len(rows)]
+
+
+def _advance(trajectory: Trajectory, answers: Sequence[torch.Tensor | Exception]) -> Exception | None:
+    """Make the trajectory's own step; what went wrong, if anything did."""
+    noise_predictions = [answer for answer in answers if isinstance(answer, torch.Tensor)]
+    if len(noise_predictions) < len(answers):
+        return next(answer for answer in answers if isinstance(answer, Exception))
+    try:
+        trajectory.advance(noise_predictions)
+    except (RuntimeError, ValueError) as exc:
+        return exc
+    return None
 
 
 def halving(
