@@ -3,6 +3,7 @@
 Shapes: B rows (here 1) · k windows of 77 tokens · D1, D2 the widths of the two text encoders · P the projection.
 """
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -13,6 +14,12 @@ from darkroom.types import PromptTokens, TokenCount, TokenReport
 from service.engine.models import Models, UNetName
 from service.engine.orders import HandOver, Order, Size
 from service.engine.prompts import ParsedPrompt, parse
+from service.errors import InvalidPrompt
+
+MAX_WINDOWS = 16
+"""Windows of 77 tokens that a prompt may fill; every one makes each step of the UNet dearer."""
+MAX_ENCODER_PASSES = 128
+"""Windows that a text encoder may see for one prompt: compel encodes all of them again for every lowered weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +79,15 @@ class Conditioner:
 
     @torch.inference_mode()
     def conditioning(self, order: Order) -> Conditioning:
-        """Everything that the rows of an order are steered by."""
-        prompt = self._encode(order.prompt)
-        negative = self._encode(order.negative_prompt or self._empty) if order.guided else None
+        """Everything that the rows of an order are steered by.
+
+        Raises:
+            InvalidPrompt: a prompt has more tokens, or more lowered weights, than may be encoded.
+        """
+        prompt = self._encode(order.prompt, field="prompt")
+        negative = None
+        if order.guided:
+            negative = self._encode(order.negative_prompt or self._empty, field="negative_prompt")
         zeroed = self._models.force_zeros_for_empty_prompt if order.negative_prompt is None else frozenset()
         cond: dict[UNetName, Branch] = {}
         uncond: dict[UNetName, Branch] = {}
@@ -103,10 +116,12 @@ class Conditioner:
             ),
         )
 
-    def _encode(self, prompt: ParsedPrompt) -> _Encoded:
+    def _encode(self, prompt: ParsedPrompt, *, field: str = "prompt") -> _Encoded:
         if (known := self._cache.get(prompt)) is not None:
             self._cache.move_to_end(prompt)
             return known
+        for encoder in self._encoders:
+            _check_length(encoder, prompt, field)
         hidden_1, count_1 = _weighted(self._encoders[0], prompt)
         hidden_2, count_2 = _weighted(self._encoders[1], prompt)
         length = max(hidden_1.shape[1], hidden_2.shape[1])
@@ -204,6 +219,26 @@ def _weighted(encoder: Compel, prompt: ParsedPrompt) -> tuple[torch.Tensor, Toke
     return hidden, TokenCount(
         tokens=sum(len(part) for part in tokens), chunks=hidden.shape[1] // provider.max_token_count
     )
+
+
+def _check_length(encoder: Compel, prompt: ParsedPrompt, field: str) -> None:
+    provider = encoder.conditioning_provider
+    texts = [fragment.text for fragment in prompt.fragments]
+    tokens = sum(len(part) for part in provider.get_token_ids(texts, include_start_and_end_markers=False))
+    per_window = provider.max_token_count - 2  # start and end
+    if tokens > MAX_WINDOWS * per_window:
+        raise InvalidPrompt(
+            f"the prompt has {tokens} tokens and {MAX_WINDOWS * per_window} are allowed; shorten it",
+            position=0,
+            field=field,
+        )
+    lowered = sum(fragment.weight < 1 for fragment in prompt.fragments)
+    if (1 + lowered) * math.ceil(tokens / per_window) > MAX_ENCODER_PASSES:
+        raise InvalidPrompt(
+            f"{lowered} lowered weights are too many for a prompt of {tokens} tokens; group some, or shorten it",
+            position=0,
+            field=field,
+        )
 
 
 def _padded(encoder: Compel, hidden: torch.Tensor, length: int) -> torch.Tensor:

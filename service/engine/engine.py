@@ -22,7 +22,7 @@ from service.engine.orders import Failed, Listener, Order, Picture, Progress
 from service.engine.pictures import Decoder, defect
 from service.engine.trajectory import Trajectory
 from service.engine.work import Work
-from service.errors import Cancelled, EngineStopped, OutOfDeviceMemory, UnusableImage
+from service.errors import Cancelled, DarkroomError, EngineStopped, OutOfDeviceMemory, UnusableImage
 
 log = structlog.get_logger()
 
@@ -139,7 +139,7 @@ class Engine:
             work = min(waiting, key=lambda work: (work.active, work.number))
             try:
                 trajectory = Trajectory(work.order, work.waiting[0], self._conditioned(work), self.models)
-            except (RuntimeError, ValueError) as exc:
+            except (DarkroomError, RuntimeError, ValueError) as exc:
                 self._fail_alone(work, exc)
                 continue
             work.waiting.popleft()

@@ -10,6 +10,7 @@ from builders import an_order, run
 from service.engine import conditioning
 from service.engine.conditioning import Conditioner
 from service.engine.prompts import parse
+from service.errors import InvalidPrompt
 
 RED_ON_BLUE = "a big red circle on a blue background"
 
@@ -77,13 +78,26 @@ def test_a_long_prompt_is_chunked_and_both_branches_are_equally_long(conditioner
     assert result.tokens.negative_prompt.text_encoder.chunks == 1
 
 
-@pytest.mark.parametrize(
-    "awkward", [". " * 900, "." * 3000, ", " * 1200, "a" * 4000, "🐱" * 1000, "。" * 4000]
-)
+@pytest.mark.parametrize("awkward", [". " * 500, "." * 500, ", " * 550, "a" * 1000, "🐱" * 90, "。" * 250])
 def test_an_awkward_long_prompt_is_encoded_and_not_cut(conditioner, awkward):
     result = conditioner.conditioning(an_order(awkward))
     assert torch.isfinite(result.cond["base"].prompt_embeds).all()
     assert result.tokens.prompt.text_encoder.chunks > 1
+
+
+@pytest.mark.parametrize("endless", ["🐱" * 1000, "。" * 4000, ". " * 2000])
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_a_prompt_of_endless_tokens_is_refused_before_it_is_encoded(engine, endless, field):
+    order = an_order(endless) if field == "prompt" else an_order(negative=endless)
+    with pytest.raises(InvalidPrompt, match="are allowed; shorten it") as caught:
+        run(engine, order)
+    assert caught.value.field == field
+    assert run(engine, an_order(num_inference_steps=1)).pictures
+
+
+def test_many_lowered_weights_in_a_long_prompt_are_refused(engine):
+    with pytest.raises(InvalidPrompt, match="90 lowered weights are too many"):
+        run(engine, an_order(" ".join(f"cat (dog)0.{digit % 9 + 1} fish" for digit in range(90))))
 
 
 def test_time_ids_are_the_stock_pipelines_own(plain):
