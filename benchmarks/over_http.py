@@ -24,7 +24,7 @@ _WARM_UPS = 3
 
 
 def measure(
-    client: Darkroom, direct: Apart, steps: int, rounds: int
+    client: Darkroom, without: Apart, steps: int, rounds: int
 ) -> tuple[Rounds, Spread, dict[str, Any]]:
     """The rounds, the seconds added within one call, and the figures of both.
 
@@ -42,7 +42,7 @@ def measure(
         added.append(seconds - answer.timings.total)
         return seconds
 
-    contenders = {"http": over_http, "direct": lambda number: direct.seconds(_request(number, steps))}
+    contenders = {"http": over_http, "direct": lambda number: without.seconds(_request(number, steps))}
     taken = interleave(contenders, rounds, warm_ups=_WARM_UPS)
     within = Rounds({"added": added[_WARM_UPS:]}).spread("added")
     figures = taken.figures("direct") | {
@@ -62,7 +62,7 @@ def _request(number: int, steps: int) -> GenerateRequest:
 
 
 @contextmanager
-def served() -> Iterator[Darkroom]:
+def served(threads: int | None) -> Iterator[Darkroom]:
     """A keep-alive client of `python -m service serve` on the pocket model, in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -75,6 +75,8 @@ def served() -> Iterator[Darkroom]:
         "DARKROOM_LOG_LEVEL": "warning",
         "BENTOML_DO_NOT_TRACK": "true",
     }
+    if threads:
+        environment["DARKROOM_THREADS"] = str(threads)
     process = subprocess.Popen(
         [sys.executable, "-m", "service", "serve", "--port", str(port)],
         cwd=_ROOT,

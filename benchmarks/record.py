@@ -75,6 +75,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": cores(),
         "torch_threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         # Other processes make absolute figures worse; the ratios much less so.
         "load_average_1_minute": round(os.getloadavg()[0], 2),

@@ -38,6 +38,11 @@ def row(what: str, spread: Spread, unit: str, *, times: float = 1.0, **more: Any
     return Row(what, spread.median * times, unit, spread=quartiles, **more)
 
 
+def times_as_fast(what: str, ratio: Spread, *, at_least: float | None = None) -> Row:
+    """The row of a ratio, with its floor."""
+    return row(what, ratio, "times as fast", goal=at_least, at_least=True)
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows, aligned."""
     header = ("", "measured", "quartiles", "goal", "")

@@ -1,8 +1,9 @@
 """The contenders of `benchmarks.cpu`, each prepared in a process of its own (`apart`)."""
 
 import asyncio
+import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -12,52 +13,58 @@ from benchmarks.orders import run
 from benchmarks.quiet import quiet
 from darkroom.types import GenerateRequest
 from service import pocket
-from service.engine import memory, models, presets
-from service.engine.engine import Engine
 from service.engine.orders import Order
+from service.generation import Generation
+from service.metrics import Metrics
+from service.runs import Runs
 from service.settings import Settings
-from service.wiring import build
+from service.wiring import Resident, load_engine
 
 Pixels = list[np.ndarray]
-_CPU = torch.device("cpu")
 
 
-def engine() -> Callable[[tuple[Order, ...]], Pixels]:
-    """The engine on the pocket model, without HTTP: all orders at once, prompt to pixels."""
+def darkroom(threads: int | None) -> Callable[[GenerateRequest | tuple[Order, ...]], Pixels]:
+    """The service's parts without HTTP, brought up as the service brings them up.
+
+    A request goes through `Generation`, to encoded files; orders go to the engine, all at once, to pixels.
+    """
     quiet()
-    engine = Engine(models.load(presets.POCKET, device=_CPU, dtype=torch.float32), memory.PROFILES["24"])
-    engine.start()
+    settings = Settings(model="pocket", offline=True, threads=threads)
+    metrics = Metrics()
+    resident = Resident(lambda: load_engine(settings, metrics), metrics)
+    resident.start()
+    while resident.loaded is None:
+        if resident.failure is not None:
+            raise RuntimeError(f"the engine could not start: {resident.failure}")
+        time.sleep(0.05)
+    generation = Generation(
+        engine=resident.engine,
+        runs=Runs(max_queue_seconds=3600, metrics=metrics),
+        encoding=ThreadPoolExecutor(2),
+        metrics=metrics,
+        versions={},
+        default_timeout_seconds=600,
+    )
+    runner = asyncio.Runner()
 
-    def work(orders: tuple[Order, ...]) -> Pixels:
-        return [picture.pixels_HWC for done in run(engine, *orders) for picture in done.pictures]
+    def work(job: GenerateRequest | tuple[Order, ...]) -> Pixels:
+        if isinstance(job, GenerateRequest):
+            runner.run(generation.generate(job))
+            return []
+        return [picture.pixels_HWC for done in run(resident.engine(), *job) for picture in done.pictures]
 
     return work
 
 
-def plain() -> Callable[[Order], Pixels]:
+def plain(threads: int | None) -> Callable[[Order], Pixels]:
     """Stock diffusers over the same files: every seed of the order in one call, prompt to pixels."""
     quiet()
+    if threads:
+        torch.set_num_threads(threads)
     pipelines = stock.from_folders(
-        pocket.WEIGHTS / "base", pocket.WEIGHTS / "refiner", dtype=torch.float32, device=_CPU
+        pocket.WEIGHTS / "base",
+        pocket.WEIGHTS / "refiner",
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
     return lambda order: [np.asarray(picture) for picture in pipelines.pictures(order)]
-
-
-def direct() -> Callable[[GenerateRequest], Any]:
-    """The built service without its HTTP: `Generation.generate`, request to encoded files."""
-    quiet()
-    components = build(Settings(model="pocket", offline=True, max_queue_seconds=3600))
-    components.start()
-    runner = asyncio.Runner()
-
-    async def until_ready() -> None:
-        while not components.ready().ready:
-            if not components.alive():
-                raise RuntimeError(f"the service could not start: {components.ready().reason}")
-            await asyncio.sleep(0.05)
-
-    async def generate(request: GenerateRequest) -> None:
-        await components.generation.generate(request)
-
-    runner.run(until_ready())
-    return lambda request: runner.run(generate(request))

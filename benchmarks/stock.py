@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 
-from service.engine import presets
+from service.engine import folders
 from service.engine.conditioning import Conditioning
 from service.engine.models import Models, UNetName
 from service.engine.orders import Order
@@ -39,10 +39,13 @@ class Stock:
             "num_images_per_prompt": len(order.seeds),
             "generator": generator,
         }
+        pictures: list[Image.Image]
         if order.hand_over is None:
-            return self.base(**self._of_base(order), **shared, **more).images
+            pictures = self.base(**self._of_base(order), **shared, **more).images
+            return pictures
         latents = self.base(**self._of_base(order), **shared, output_type="latent", **more).images
-        return self.refiner(image=latents, **self._of_refiner(order), **shared, **more).images
+        pictures = self.refiner(image=latents, **self._of_refiner(order), **shared, **more).images
+        return pictures
 
     def pictures_in_a_row(self, order: Order) -> list[Image.Image]:
         """The same, one call after another."""
@@ -52,11 +55,12 @@ class Stock:
         """(1, C, h, w) of the order's first image, fed the engine's own embeddings."""
         generator = torch.Generator("cpu").manual_seed(order.seeds[0])
         shared = self._shared(order) | {"generator": generator, "output_type": "latent"}
-        latents = self.base(**self._of_base(order), **_embeddings("base", conditioning), **shared).images
-        if order.hand_over is None:
-            return latents
-        given = _embeddings("refiner", conditioning)
-        return self.refiner(image=latents, **self._of_refiner(order), **given, **shared).images
+        given = _embeddings("base", conditioning)
+        latents: torch.Tensor = self.base(**self._of_base(order), **given, **shared).images
+        if order.hand_over is not None:
+            given = _embeddings("refiner", conditioning)
+            latents = self.refiner(image=latents, **self._of_refiner(order), **given, **shared).images
+        return latents
 
     def _shared(self, order: Order) -> dict[str, Any]:
         if order.scheduler != self.scheduler:
@@ -89,11 +93,11 @@ def from_folders(base: Path, refiner: Path, *, dtype: torch.dtype, device: torch
     """The pipelines loaded from disk, the refiner taking what it shares from the base."""
     options = {"dtype": dtype, "add_watermarker": False, "local_files_only": True}
     base_pipeline = StableDiffusionXLPipeline.from_pretrained(
-        base, variant=presets.variant_of(base), **options
+        base, variant=folders.variant_of(base), **options
     )
     refiner_pipeline = StableDiffusionXLImg2ImgPipeline.from_pretrained(
         refiner,
-        variant=presets.variant_of(refiner),
+        variant=folders.variant_of(refiner),
         text_encoder_2=base_pipeline.text_encoder_2,
         tokenizer_2=base_pipeline.tokenizer_2,
         vae=base_pipeline.vae,

@@ -1,5 +1,6 @@
 """The BentoML service: life cycle, native doors, the edge around it all. Only here is bentoml imported."""
 
+import asyncio
 import os
 
 # Before prometheus_client is imported: with one worker its multi-process files only take the process
@@ -143,7 +144,7 @@ class Darkroom:
         """Images from a prompt, as JSON. `POST /v1/generate` is the same with more ways to answer."""
         generated = await in_flight.run(components().generation.generate(request), ctx.request.receive)
         ctx.response.headers.update(headers_of(generated))
-        return generated.response()
+        return await asyncio.to_thread(generated.response)
 
 
 def _check_bind(host: str) -> None:

@@ -5,11 +5,13 @@ import base64
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from darkroom.types import (
+    Accepted,
     GeneratedImage,
     GenerateRequest,
     GenerateResponse,
@@ -22,7 +24,7 @@ from darkroom.types import (
 from service import images
 from service.engine import schedulers
 from service.engine.engine import Engine
-from service.engine.orders import HandOver, Order, Picture
+from service.engine.orders import Done, HandOver, Order, Picture, Progress
 from service.engine.prompts import parse
 from service.errors import InvalidOption, UnusableImage
 from service.metrics import Metrics
@@ -76,6 +78,10 @@ class Generated:
         )
 
 
+Event = Accepted | Progress | Generated
+"""What is told of a request that is being worked on."""
+
+
 class Generation:
     """Makes images from requests: fills defaults in, has the engine run them, encodes the pixels off the event loop.
 
@@ -103,19 +109,47 @@ class Generation:
         """Make the images of a request. Cancelling the coroutine frees the device before the next step.
 
         Raises:
+            InvalidOption: it asks for previews, which only `events` can show.
+            DarkroomError: as `events`.
+        """
+        if request.previews:
+            raise InvalidOption(
+                "previews come only in a stream of events; accept `text/event-stream`, or leave `previews` out",
+                pointer="/previews",
+            )
+        async with aclosing(self.events(request)) as events:
+            async for event in events:
+                if isinstance(event, Generated):
+                    return event
+        raise AssertionError("the events of a request end in its images")
+
+    async def events(self, request: GenerateRequest) -> AsyncGenerator[Event]:
+        """Make the images of a request and tell of every step: first `Accepted`, at last the images.
+
+        Closing the generator early frees the device before the next step.
+
+        Raises:
             ModelLoading, EngineStopped, Draining: no picture can be made now.
             InvalidPrompt, InvalidOption: the request cannot be done on this service.
             TooExpensive, Overloaded: it was not accepted.
             DeadlineExceeded, UnusableImage, OutOfDeviceMemory, Cancelled: it was accepted and did not end well.
         """
         started = time.perf_counter()
+        generation_id = f"gen_{uuid.uuid4().hex}"
         engine = self._engine()
         order = order_from(
             request, engine, first_seed=_drawn_seed() if request.seed is None else request.seed
         )
         timeout_seconds = request.timeout_seconds or self._default_timeout_seconds
         try:
-            done = await self._runs.complete(engine, order, timeout_seconds=timeout_seconds)
+            async with aclosing(self._runs.events(engine, order, timeout_seconds=timeout_seconds)) as events:
+                async for event in events:
+                    if isinstance(event, Done):
+                        done = event
+                    elif isinstance(event, Progress):
+                        yield event
+                    else:
+                        yield Accepted(id=generation_id, estimated_seconds=event.estimated_seconds)
         except UnusableImage as exc:
             self._metrics.unusable_images_total.labels(exc.defect).inc()
             raise
@@ -132,8 +166,8 @@ class Generation:
             update={"encode_image": now - encoding_started, "total": now - started}
         )
         self._observe(timings, len(finished))
-        return Generated(
-            id=f"gen_{uuid.uuid4().hex}",
+        yield Generated(
+            id=generation_id,
             model=engine.models.name,
             images=tuple(finished),
             timings=timings,
@@ -183,6 +217,7 @@ def order_from(request: GenerateRequest, engine: Engine, *, first_seed: int) -> 
         negative_original_size=request.negative_original_size,
         negative_crops_coords_top_left=request.negative_crops_coords_top_left,
         negative_target_size=request.negative_target_size,
+        previews=request.previews,
     )
 
 

@@ -3,13 +3,21 @@
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from service.engine.engine import Engine
 from service.engine.orders import Done, Event, Failed, Order, Progress
 from service.errors import DeadlineExceeded, Draining, Overloaded, TooExpensive
 from service.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The order has been taken in."""
+
+    estimated_seconds: float
+    """Of the device, were the order alone on it."""
 
 
 @dataclass(eq=False)
@@ -19,6 +27,9 @@ class Run:
     estimated_seconds: float
     remaining_seconds: float
     events: asyncio.Queue[Event]
+    timeout_seconds: float
+    give_up_at: float
+    """By the event loop's clock."""
 
 
 class Runs:
@@ -46,36 +57,18 @@ class Runs:
         """Take no new work from now on."""
         self._draining = True
 
-    async def complete(self, engine: Engine, order: Order, *, timeout_seconds: float) -> Done:
-        """Run an order to its end. Cancelling this coroutine frees the order's trajectories before their next step.
-
-        Raises:
-            Draining, TooExpensive, Overloaded: it was not accepted.
-            DeadlineExceeded: it took longer than `timeout_seconds`, waiting included.
-            DarkroomError: what the engine failed with.
-        """
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                async with aclosing(self.events(engine, order, timeout_seconds=timeout_seconds)) as events:
-                    async for event in events:
-                        if isinstance(event, Done):
-                            return event
-        except TimeoutError as exc:
-            self._metrics.cancelled_total.labels("deadline").inc()
-            raise DeadlineExceeded(
-                f"the images were not done within {timeout_seconds:g} s; allow more time or ask for less"
-            ) from exc
-        raise AssertionError("an engine's events end in Done or Failed")
-
     async def events(
         self, engine: Engine, order: Order, *, timeout_seconds: float
-    ) -> AsyncGenerator[Progress | Done]:
-        """Everything that the engine says of an order, ending in `Done`; leaving early cancels the order.
+    ) -> AsyncGenerator[Accepted | Progress | Done]:
+        """Run an order to its end: first `Accepted`, then all that the engine says of it, `Done` at last.
 
-        `timeout_seconds` only decides whether the order is worth starting; to keep to it is the caller's part.
+        Closing the generator early, or cancelling who waits for it, frees the order's trajectories before their
+        next step.
 
         Raises:
-            As `complete`, but never DeadlineExceeded.
+            Draining, TooExpensive, Overloaded, EngineStopped: it was not accepted.
+            DeadlineExceeded: it took longer than `timeout_seconds`, waiting included.
+            DarkroomError: what the engine failed with.
         """
         async with self._accepted(engine, order, timeout_seconds) as run:
             loop = asyncio.get_running_loop()
@@ -86,9 +79,10 @@ class Runs:
 
             work = engine.submit(order, hand_over)
             try:
+                yield Accepted(run.estimated_seconds)
                 total, done = len(order.seeds), dict.fromkeys(range(len(order.seeds)), 0.0)
                 while True:
-                    event = await run.events.get()
+                    event = await self._next_event(run)
                     if isinstance(event, Failed):
                         raise event.error
                     yield event
@@ -100,11 +94,23 @@ class Runs:
             finally:
                 work.cancel()
 
+    async def _next_event(self, run: Run) -> Event:
+        # Around the wait alone: a timeout that is open across a `yield` would strike whoever holds the generator.
+        try:
+            async with asyncio.timeout_at(run.give_up_at):
+                return await run.events.get()
+        except TimeoutError as exc:
+            self._metrics.cancelled_total.labels("deadline").inc()
+            raise DeadlineExceeded(
+                f"the images were not done within {run.timeout_seconds:g} s; allow more time or ask for less"
+            ) from exc
+
     @asynccontextmanager
     async def _accepted(self, engine: Engine, order: Order, timeout_seconds: float) -> AsyncIterator[Run]:
         seconds = engine.costs.estimate(order)
         self._check_room(seconds, timeout_seconds)
-        run = Run(seconds, seconds, asyncio.Queue())
+        give_up_at = asyncio.get_running_loop().time() + timeout_seconds
+        run = Run(seconds, seconds, asyncio.Queue(), timeout_seconds, give_up_at)
         self._runs.add(run)
         self._report()
         try:

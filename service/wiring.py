@@ -4,6 +4,7 @@ import platform
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import get_args
@@ -106,12 +107,12 @@ def _first_picture(engine: Engine) -> float:
     Raises:
         DarkroomError: what it failed with.
     """
-    engine.start()
-    try:
-        return canary.develop(engine)
-    except DarkroomError:
-        engine.close()
-        raise
+    with ExitStack() as undo:
+        engine.start()
+        undo.callback(engine.close)
+        seconds = canary.develop(engine)
+        undo.pop_all()
+    return seconds
 
 
 class Components:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
-from darkroom.types import Problem
+from darkroom.types import Accepted, Problem, Progress
 from service import __version__
 from service.api import docs, generate, health, problems
 from service.api.auth import OPEN_PATHS
 from service.api.in_flight import InFlight
+from service.api.stream import HEARTBEAT_SECONDS
 from service.errors import DarkroomError
 
 if TYPE_CHECKING:
@@ -34,7 +36,12 @@ _KEY_PROBLEMS = {401: "A valid API key is needed.", 403: "The API key lacks the 
 _REF = "#/components/schemas/{model}"
 
 
-def create_app(components: Callable[[], "Components"], in_flight: InFlight | None = None) -> FastAPI:
+def create_app(
+    components: Callable[[], "Components"],
+    in_flight: InFlight | None = None,
+    *,
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+) -> FastAPI:
     """The app over components that exist once it is asked something. `edge.Edge` goes around it."""
     app = FastAPI(
         title="Darkroom",
@@ -45,7 +52,9 @@ def create_app(components: Callable[[], "Components"], in_flight: InFlight | Non
         redoc_url=None,
         redirect_slashes=False,  # a redirect would go to whatever host the caller's Host header names
     )
-    app.include_router(generate.router(components, in_flight or InFlight()))
+    app.include_router(
+        generate.router(components, in_flight or InFlight(), heartbeat_seconds=heartbeat_seconds)
+    )
     app.include_router(health.router(components))
     app.include_router(docs.router())
     app.add_exception_handler(DarkroomError, _answer_problem)
@@ -67,7 +76,8 @@ def _description(app: FastAPI) -> dict[str, Any]:
         components = document["components"]
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)
-        components["schemas"] |= _problem_schemas()
+        for model in (Problem, Accepted, Progress):  # no route's own answer has them
+            components["schemas"] |= _schemas(model)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():
             for operation in operations.values():
@@ -76,9 +86,9 @@ def _description(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _problem_schemas() -> dict[str, Any]:
-    schema = Problem.model_json_schema(mode="serialization", ref_template=_REF)
-    return {**schema.pop("$defs", {}), "Problem": schema}
+def _schemas(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(mode="serialization", ref_template=_REF)
+    return {**schema.pop("$defs", {}), model.__name__: schema}
 
 
 def _declare_problems(operation: dict[str, Any], *, needs_key: bool) -> None:

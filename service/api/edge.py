@@ -48,7 +48,8 @@ class Edge:
                 else:
                     await answer.finish(None)
             finally:
-                self._record(scope, the_exchange, answer.status, time.perf_counter() - started)
+                status = the_exchange.problem_status or answer.status
+                self._record(scope, the_exchange, status, time.perf_counter() - started)
 
     async def _pass_on(self, scope: exchange.Scope, receive: Receive, send: Send) -> None:
         if not scope["path"].isprintable():

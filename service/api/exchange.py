@@ -22,6 +22,8 @@ class Exchange:
     """Name of the API key that was used."""
     code: str | None = None
     """Code of the problem that was answered."""
+    problem_status: int | None = None
+    """Its status, which a stream that began well no longer shows as its own."""
 
 
 def begin(scope: Scope) -> Exchange:

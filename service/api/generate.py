@@ -1,5 +1,6 @@
 """POST /v1/generate."""
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from darkroom.types import GenerateRequest, GenerateResponse, Timings
 from service.api import negotiation
 from service.api.in_flight import InFlight
+from service.api.stream import EventStream
 
 if TYPE_CHECKING:
     from service.generation import Generated
@@ -16,11 +18,14 @@ if TYPE_CHECKING:
 SUMMARY = "Images from a prompt"
 DESCRIPTION = (
     "JSON with every image in base64, or, where `Accept` prefers `image/png`, `image/jpeg` or `image/webp` "
-    "and one image was ordered, the bytes of that file. The work stops when the caller disconnects."
+    "and one image was ordered, the bytes of that file. With `Accept: text/event-stream` the steps are told as "
+    "they are made. The work stops when the caller disconnects."
 )
 
 
-def router(components: Callable[[], "Components"], in_flight: InFlight) -> APIRouter:
+def router(
+    components: Callable[[], "Components"], in_flight: InFlight, *, heartbeat_seconds: float
+) -> APIRouter:
     """The route over the use case of these components."""
     routes = APIRouter()
 
@@ -32,17 +37,25 @@ def router(components: Callable[[], "Components"], in_flight: InFlight) -> APIRo
         description=DESCRIPTION,
         response_model=GenerateResponse,
         responses={
-            200: {"description": "The images.", "content": _image_content(), "headers": _header_docs()}
+            200: {
+                "description": "The images.",
+                "content": _image_content() | _stream_content(),
+                "headers": _header_docs(),
+            }
         },
     )
     async def generate(order: GenerateRequest, request: Request) -> Response:
         media_type = negotiation.representation(order, ",".join(request.headers.getlist("accept")))
         order = negotiation.with_format(order, media_type)
-        generated = await in_flight.run(components().generation.generate(order), request.receive)
+        generation = components().generation
+        if media_type == negotiation.EVENT_STREAM:
+            return EventStream(generation.events(order), in_flight, heartbeat_seconds=heartbeat_seconds)
+        generated = await in_flight.run(generation.generate(order), request.receive)
         headers = headers_of(generated)
         if media_type == negotiation.JSON:
-            # Written here: FastAPI would validate and copy megabytes of base64 once more.
-            return Response(generated.response().model_dump_json(), headers=headers, media_type=media_type)
+            # Written here: FastAPI would validate and copy megabytes of base64 once more, on the event loop.
+            body = await asyncio.to_thread(lambda: generated.response().model_dump_json())
+            return Response(body, headers=headers, media_type=media_type)
         (image,) = generated.images
         return Response(image.data, headers=headers, media_type=image.media_type)
 
@@ -73,9 +86,19 @@ def _image_content() -> dict[str, object]:
     return {name: {"schema": {"type": "string", "format": "binary"}} for name in negotiation.IMAGE_FORMATS}
 
 
+def _stream_content() -> dict[str, object]:
+    """OpenAPI 3.1 has no schema for the single events of a stream; their classes are among the components."""
+    text = (
+        "Server-sent events, each with an `id`, an `event` and JSON in `data`: first `accepted` (`Accepted`), then "
+        "`progress` (`Progress`) for the steps, at last exactly one `result` (`GenerateResponse`) or `error` "
+        "(`Problem`). Comments are heartbeats. What is refused before it is accepted is answered as a problem."
+    )
+    return {negotiation.EVENT_STREAM: {"schema": {"type": "string", "description": text}}}
+
+
 def _header_docs() -> dict[str, object]:
     said = {
-        "X-Darkroom-Id": "Id of this run.",
+        "X-Darkroom-Id": "Id of this run. A stream of events tells it, and the rest, in its events.",
         "X-Darkroom-Seed": "Seed of the first image.",
         "X-Darkroom-Model": "Name of the model.",
         "Server-Timing": "Milliseconds by stage.",

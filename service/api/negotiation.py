@@ -1,4 +1,4 @@
-"""Which representation a caller wants: JSON with everything, or the bytes of one image (RFC 9110, 12.5.1)."""
+"""Which representation a caller wants: JSON, the bytes of one image, or events (RFC 9110, 12.5.1)."""
 
 from dataclasses import dataclass
 from typing import get_args
@@ -7,6 +7,7 @@ from darkroom.types import GenerateRequest, ImageFormat
 from service.api.refusals import NotAcceptable
 
 JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
 IMAGE_FORMATS: dict[str, ImageFormat] = {f"image/{name}": name for name in get_args(ImageFormat)}
 
 
@@ -29,14 +30,15 @@ class Range:
 
 
 def representation(request: GenerateRequest, accept: str) -> str:
-    """The media type to answer with: `application/json`, or an image's.
+    """The media type to answer with: `application/json`, an image's, or `text/event-stream`.
 
-    Among what the caller likes best the more closely named wins, then JSON, then the order png, jpeg, webp.
+    Among what the caller likes best the more closely named wins, then JSON, then the order png, jpeg, webp; a
+    stream comes last.
 
     Raises:
         NotAcceptable: the caller accepts only images, and there are several or they are of another format.
     """
-    offers = [JSON, *_image_types(request)]
+    offers = [JSON, *_image_types(request), EVENT_STREAM]
     ranges = _ranges(accept or "*/*")
     graded = [(*_grade(offer, ranges), -place, offer) for place, offer in enumerate(offers)]
     quality, _, _, best = max(graded)

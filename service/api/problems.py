@@ -82,11 +82,21 @@ class Fault:
 def respond(error: BaseException, scope: exchange.Scope) -> Response:
     """The answer to an error, with the ids of its request. One that the table lacks is logged and hidden."""
     fault = describe(error)
+    body = _stated(error, fault, scope).model_dump_json(exclude_none=True)
+    return Response(body, fault.row.status, headers=dict(fault.headers), media_type=MEDIA_TYPE)
+
+
+def problem_of(error: BaseException, scope: exchange.Scope) -> Problem:
+    """The same without an answer around it, for a stream that has begun."""
+    return _stated(error, describe(error), scope)
+
+
+def _stated(error: BaseException, fault: Fault, scope: exchange.Scope) -> Problem:
     if fault.row is INTERNAL and not isinstance(error, refusals.Answered):
         log.error("request_failed", exc_info=error)
     the_exchange = exchange.of(scope)
-    the_exchange.code = fault.row.code
-    problem = Problem(
+    the_exchange.code, the_exchange.problem_status = fault.row.code, fault.row.status
+    return Problem(
         type=f"urn:darkroom:problem:{fault.row.code}",
         title=fault.row.title,
         status=fault.row.status,
@@ -96,8 +106,6 @@ def respond(error: BaseException, scope: exchange.Scope) -> Response:
         request_id=the_exchange.request_id,
         errors=list(fault.errors),
     )
-    body = problem.model_dump_json(exclude_none=True)
-    return Response(body, fault.row.status, headers=dict(fault.headers), media_type=MEDIA_TYPE)
 
 
 def describe(error: BaseException) -> Fault:

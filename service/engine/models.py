@@ -12,9 +12,10 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from service.engine import presets
+from service.engine import folders, presets
 from service.engine.presets import Preset
 from service.errors import InvalidSettings, ModelNotFound
 
@@ -106,13 +107,15 @@ def load(
         presets.locate(preset.refiner, offline=offline, token=token) if refiner and preset.refiner else None
     )
     vae_folder = presets.locate(preset.vae, offline=offline, token=token) if preset.vae else None
-    presets.check(base_folder, given=frozenset({"vae"} if vae_folder else ()))
+    files = _named("base", folders.weights_of(base_folder, given=frozenset({"vae"} if vae_folder else ())))
     if refiner_folder:
-        presets.check(refiner_folder, given=frozenset({"vae", "text_encoder_2", "tokenizer_2"}))
+        shared = frozenset({"vae", "text_encoder_2", "tokenizer_2"})
+        files |= _named("refiner", folders.weights_of(refiner_folder, given=shared))
+    if vae_folder:
+        files |= _named("vae", folders.component_weights(vae_folder))
 
-    folders = [folder for folder in (base_folder, refiner_folder, vae_folder) if folder]
     with ThreadPoolExecutor(1) as hashing:
-        fingerprint = hashing.submit(presets.fingerprint, folders)
+        fingerprint = hashing.submit(folders.fingerprint, files)
         parts = _load_pipelines(base_folder, refiner_folder, vae_folder, dtype)
         unets = {name: pipeline.unet for name, pipeline in parts.by_name().items()}
         for module in (parts.base.text_encoder, parts.base.text_encoder_2, parts.base.vae, *unets.values()):
@@ -144,6 +147,10 @@ def load(
         )
 
 
+def _named(part: str, files: dict[str, Path]) -> dict[str, Path]:
+    return {f"{part}/{name}": path for name, path in files.items()}
+
+
 @dataclass(frozen=True)
 class _Pipelines:
     base: StableDiffusionXLPipeline
@@ -160,19 +167,19 @@ def _load_pipelines(
     try:
         shared = {"vae": AutoencoderKL.from_pretrained(vae_folder, dtype=dtype)} if vae_folder else {}
         base = StableDiffusionXLPipeline.from_pretrained(
-            base_folder, variant=presets.variant_of(base_folder), **shared, **options
+            base_folder, variant=folders.variant_of(base_folder), **shared, **options
         )
         if refiner_folder is None:
             return _Pipelines(base, None)
         refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(
             refiner_folder,
-            variant=presets.variant_of(refiner_folder),
+            variant=folders.variant_of(refiner_folder),
             text_encoder_2=base.text_encoder_2,
             tokenizer_2=base.tokenizer_2,
             vae=base.vae,
             **options,
         )
-    except (OSError, ValueError, KeyError) as exc:
+    except (OSError, ValueError, KeyError, SafetensorError) as exc:
         raise ModelNotFound(
             f"{base_folder.name} is not an SDXL model that diffusers can load: {exc}"
         ) from exc

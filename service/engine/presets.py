@@ -1,8 +1,5 @@
 """Where a model's files are: the named presets, a local folder, and what is missing from either."""
 
-import hashlib
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,56 +102,3 @@ def locate(place: Path | HubSnapshot, *, offline: bool, token: str | None) -> Pa
         ) from exc
     except (HfHubHTTPError, OSError) as exc:
         raise ModelNotFound(f"{place.repository} could not be fetched: {type(exc).__name__}: {exc}") from exc
-
-
-_WEIGHTS_OF = {"text_encoder": "model", "text_encoder_2": "model"}
-_CONFIG_OF = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
-_CONFIG_OF["tokenizer_2"] = _CONFIG_OF["tokenizer"]
-
-
-def variant_of(folder: Path) -> str | None:
-    """`"fp16"` where the folder's weights are saved under that variant, else None."""
-    return "fp16" if any(folder.glob("unet/*.fp16.safetensors")) else None
-
-
-def check(folder: Path, *, given: frozenset[str] = frozenset()) -> None:
-    """Return if every file that a pipeline folder needs is there; components in `given` come from elsewhere.
-
-    Raises:
-        ModelNotFound: naming the first file that is missing.
-    """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ModelNotFound(f"{folder.name}/model_index.json is missing")
-    for name, entry in json.loads(index.read_text()).items():
-        if not isinstance(entry, list) or entry[0] is None or name in given:
-            continue
-        config = folder / name / _CONFIG_OF.get(name, "config.json")
-        if not config.is_file():
-            raise ModelNotFound(f"{folder.name}/{name}/{config.name} is missing")
-        if name in _CONFIG_OF:
-            continue
-        stem = _WEIGHTS_OF.get(name, "diffusion_pytorch_model")
-        if not any((folder / name).glob(f"{stem}*.safetensors")):
-            raise ModelNotFound(
-                f"{folder.name}/{name}/{stem}.safetensors is missing; only safetensors are read, never pickles"
-            )
-
-
-_BLOB_NAME = re.compile(r"[0-9a-f]{64}")
-
-
-def fingerprint(folders: list[Path]) -> str:
-    """sha256 over names and contents of all weight files in `folders`: the identity of a model.
-
-    The hub's cache names a large file by its sha256, so that gigabytes need not be read again.
-    """
-    whole = hashlib.sha256()
-    for folder in folders:
-        for file in sorted(folder.rglob("*.safetensors")):
-            blob = file.resolve().name
-            if not (file.is_symlink() and _BLOB_NAME.fullmatch(blob)):
-                with file.open("rb") as stream:
-                    blob = hashlib.file_digest(stream, "sha256").hexdigest()
-            whole.update(f"{folder.name}/{file.relative_to(folder)} {blob}\n".encode())
-    return whole.hexdigest()

@@ -21,7 +21,7 @@ from service.images.recipe import (
     xmp_packet,
 )
 
-__all__ = ["EncodedImage", "canonical_json", "encode", "read_receipt"]
+__all__ = ["EncodedImage", "canonical_json", "encode", "encode_png", "read_receipt"]
 
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 WEBP_METHOD = 2

@@ -103,6 +103,8 @@ def test_no_door_takes_a_body_that_is_not_json(served, path, media_type):
     [
         ("GET", "/nowhere", 404),
         ("GET", "/static_content/nowhere", 404),
+        ("GET", "/readyz/", 404),
+        ("POST", "/generate/", 404),
         ("GET", "/static_content/../../../pyproject.toml", 404),
         ("GET", "/generate", 405),
         ("DELETE", "/readyz", 405),

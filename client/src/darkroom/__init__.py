@@ -25,9 +25,12 @@ from darkroom._errors import (
     Unavailable,
     UnsupportedMedia,
 )
+from darkroom._files import PictureFile
 from darkroom._http import VERSION as __version__
 from darkroom._images import Generation, Image
+from darkroom._streams import AsyncStream, Progress, Stream, StreamEvent
 from darkroom.types import (
+    Accepted,
     FieldError,
     GenerateRequest,
     Output,
@@ -41,7 +44,9 @@ from darkroom.types import (
 
 __all__ = [
     "APIError",
+    "Accepted",
     "AsyncDarkroom",
+    "AsyncStream",
     "AuthenticationFailed",
     "BadResponse",
     "Conflict",
@@ -58,12 +63,16 @@ __all__ = [
     "Output",
     "PayloadTooLarge",
     "PermissionDenied",
+    "PictureFile",
     "Problem",
+    "Progress",
     "RateLimited",
     "Receipt",
     "Refiner",
     "ServerError",
     "ServiceInfo",
+    "Stream",
+    "StreamEvent",
     "Timeout",
     "Timeouts",
     "Timings",

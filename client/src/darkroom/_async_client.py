@@ -2,16 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, Unpack
 
 from darkroom import _calls, _http
 from darkroom._connection import DEFAULT_MAX_RETRIES, Timeouts, resolve
 from darkroom._errors import DarkroomError, refused_before_sending
 from darkroom._exchange import Failure, Outcome, Outside, Send, Sleep, Steps, exchange
 from darkroom._images import Generation
+from darkroom._options import Options
 from darkroom._replies import Reply
+from darkroom._streams import AsyncStream, Reading, StreamEvent
 from darkroom._waiting import until_ready
 from darkroom.types import GenerateRequest, Output, Refiner, SchedulerName, ServiceInfo
 
@@ -99,6 +101,16 @@ class AsyncDarkroom:
         """Pictures of a request that is already made, as `Darkroom.generate_request`."""
         return Generation.from_response(await self._call(_calls.generate(request)))
 
+    def stream(self, prompt: str, *, previews: bool = False, **options: Unpack[Options]) -> AsyncStream:
+        """Every step on the way to the pictures, as `Darkroom.stream`: `async with`, `async for`."""
+        with refused_before_sending():
+            request = GenerateRequest(prompt=prompt, previews=previews, **options)
+        return self.stream_request(request)
+
+    def stream_request(self, request: GenerateRequest) -> AsyncStream:
+        """The same of a request that is already made."""
+        return AsyncStream(self._events(_calls.stream(request)))
+
     async def info(self) -> ServiceInfo:
         """What the service is and what it can do."""
         return await self._call(_calls.info())
@@ -131,7 +143,22 @@ class AsyncDarkroom:
     async def _call(self, call: _calls.Call[T]) -> T:
         return await self._run(exchange(call, self._connection, self._outside))
 
-    async def _run(self, steps: Steps[T]) -> T:
+    async def _events(self, call: _calls.Call[bytes]) -> AsyncGenerator[StreamEvent, None]:
+        reading = Reading(call, self._connection, self._outside)
+        response = reading.opened(await self._run(exchange(call, self._connection, self._outside), reading))
+        try:
+            async for chunk in response.aiter_bytes():
+                for event in reading.feed(chunk):
+                    yield event
+        except self._library.RequestError as error:
+            if not reading.ended:
+                raise reading.broken(_http.failure_of(error, self._library)) from error
+        finally:
+            await response.aclose()
+        if not reading.ended:
+            raise reading.cut_short()
+
+    async def _run(self, steps: Steps[T], reading: Reading | None = None) -> T:
         outcome: Outcome | None = None
         while True:
             try:
@@ -144,12 +171,15 @@ class AsyncDarkroom:
                 await self._sleep(step.seconds)
                 outcome = None
             else:
-                outcome = await self._send(step)
+                outcome = await self._send(step, reading)
 
-    async def _send(self, step: Send) -> Reply | Failure:
+    async def _send(self, step: Send, reading: Reading | None) -> Reply | Failure:
         request = _http.build_request(self._http, step, self._connection)
         try:
             response = await self._http.send(request, stream=True, follow_redirects=False)
+            if reading is not None and _http.is_event_stream(response):
+                reading.begin(response, step.give_up_at)
+                return _http.reply_of(response, [])
             try:
                 chunks: list[bytes] = []
                 async for chunk in response.aiter_bytes():

@@ -8,6 +8,7 @@ from darkroom.types import GenerateRequest, GenerateResponse, ServiceInfo
 
 T_co = TypeVar("T_co", covariant=True)
 
+EVENT_STREAM = "text/event-stream"
 _QUICK_SECONDS = 30.0
 """Endpoints that answer from memory do not get the patience of a picture."""
 
@@ -47,6 +48,14 @@ def generate(request: GenerateRequest) -> Call[GenerateResponse]:
         body=request.model_dump_json(exclude_defaults=True).encode(),
         headers=(("Content-Type", "application/json"),),
     )
+
+
+def stream(request: GenerateRequest) -> Call[bytes]:
+    """The same as a stream of events, which whoever sends the call keeps open. The value is the body of a 2xx
+    answer that is no such stream."""
+    call = generate(request)
+    headers = (*call.headers, ("Accept", EVENT_STREAM))
+    return Call(call.method, call.path, bytes, body=call.body, headers=headers)
 
 
 def info() -> Call[ServiceInfo]:

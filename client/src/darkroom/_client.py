@@ -2,16 +2,18 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, Unpack
 
 from darkroom import _calls, _http
 from darkroom._connection import DEFAULT_MAX_RETRIES, Timeouts, resolve
 from darkroom._errors import DarkroomError, refused_before_sending
 from darkroom._exchange import Failure, Outcome, Outside, Send, Sleep, Steps, exchange
 from darkroom._images import Generation
+from darkroom._options import Options
 from darkroom._replies import Reply
+from darkroom._streams import Reading, Stream, StreamEvent
 from darkroom._waiting import until_ready
 from darkroom.types import GenerateRequest, Output, Refiner, SchedulerName, ServiceInfo
 
@@ -120,6 +122,35 @@ class Darkroom:
         """
         return Generation.from_response(self._call(_calls.generate(request)))
 
+    def stream(self, prompt: str, *, previews: bool = False, **options: Unpack[Options]) -> Stream:
+        """The same pictures as from `generate`, with the same keywords, and every step on the way to them.
+
+        Iterate over it: first comes `Accepted`, then `Progress` for the steps, at last the `Generation`. Leave the
+        loop early under `with` and the connection is closed, so that the service stops working. The request is
+        sent when the first event is asked for, and sent again by the rules of `generate`, until it is accepted
+        and never after.
+
+        Raises: `InvalidRequest` before anything is sent where a value cannot be right; from the loop, any
+        `DarkroomError`.
+
+        >>> from darkroom import Progress
+        >>> with client.stream("a fox", seed=7, num_inference_steps=2, previews=True) as events:
+        ...     for event in events:
+        ...         if isinstance(event, Progress):
+        ...             print(event.step, event.steps, event.preview)
+        1 2 <PictureFile image/png, 0.3 kB>
+        2 2 None
+        >>> event.image
+        <Image 64×64 image/png, 0.4 kB, seed 7>
+        """
+        with refused_before_sending():
+            request = GenerateRequest(prompt=prompt, previews=previews, **options)
+        return self.stream_request(request)
+
+    def stream_request(self, request: GenerateRequest) -> Stream:
+        """The same of a request that is already made."""
+        return Stream(self._events(_calls.stream(request)))
+
     def info(self) -> ServiceInfo:
         """What the service is and what it can do.
 
@@ -162,7 +193,21 @@ class Darkroom:
     def _call(self, call: _calls.Call[T]) -> T:
         return self._run(exchange(call, self._connection, self._outside))
 
-    def _run(self, steps: Steps[T]) -> T:
+    def _events(self, call: _calls.Call[bytes]) -> Generator[StreamEvent, None, None]:
+        reading = Reading(call, self._connection, self._outside)
+        response = reading.opened(self._run(exchange(call, self._connection, self._outside), reading))
+        try:
+            for chunk in response.iter_bytes():
+                yield from reading.feed(chunk)
+        except self._library.RequestError as error:
+            if not reading.ended:
+                raise reading.broken(_http.failure_of(error, self._library)) from error
+        finally:
+            response.close()
+        if not reading.ended:
+            raise reading.cut_short()
+
+    def _run(self, steps: Steps[T], reading: Reading | None = None) -> T:
         outcome: Outcome | None = None
         while True:
             try:
@@ -175,12 +220,15 @@ class Darkroom:
                 self._sleep(step.seconds)
                 outcome = None
             else:
-                outcome = self._send(step)
+                outcome = self._send(step, reading)
 
-    def _send(self, step: Send) -> Reply | Failure:
+    def _send(self, step: Send, reading: Reading | None) -> Reply | Failure:
         request = _http.build_request(self._http, step, self._connection)
         try:
             response = self._http.send(request, stream=True, follow_redirects=False)
+            if reading is not None and _http.is_event_stream(response):
+                reading.begin(response, step.give_up_at)
+                return _http.reply_of(response, [])
             try:
                 chunks: list[bytes] = []
                 for chunk in response.iter_bytes():

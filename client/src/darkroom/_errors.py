@@ -89,7 +89,9 @@ class APIError(DarkroomError):
         facts = f"{self.status} {self.code}"
         if self.request_id:
             facts += f", request {self.request_id}"
-        untold = [error for error in self.errors if f"{error.pointer}: {error.message}" not in self.problem.detail]
+        untold = [
+            error for error in self.errors if f"{error.pointer}: {error.message}" not in self.problem.detail
+        ]
         return "\n".join([f"{self.problem.detail} ({facts})", *map(_field_line, untold)])
 
 

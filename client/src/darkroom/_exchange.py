@@ -96,7 +96,7 @@ def exchange(call: Call[T], connection: Connection, outside: Outside) -> Steps[T
         assert outcome is not None, "a Send is answered with a Reply or a Failure"
         try:
             if isinstance(outcome, Failure):
-                raise _error_of(outcome, call, connection, total_seconds) from outcome.error
+                raise error_of(outcome, call, connection, total_seconds) from outcome.error
             return read(call, outcome, wall_now_seconds=outside.wall_now())
         except DarkroomError as error:
             wait_seconds = _wait_seconds(call, outcome, attempt, outside)
@@ -129,7 +129,8 @@ def _wait_seconds(call: Call[T], outcome: Outcome, attempt: int, outside: Outsid
     return asked_seconds + backoff_seconds if asked_seconds <= LONGEST_RETRY_AFTER_SECONDS else None
 
 
-def _error_of(failure: Failure, call: Call[T], connection: Connection, total_seconds: float) -> DarkroomError:
+def error_of(failure: Failure, call: Call[T], connection: Connection, total_seconds: float) -> DarkroomError:
+    """What a caller is told of a call that got no whole answer."""
     what = f"{type(failure.error).__name__}: {failure.error}".rstrip(": ") if failure.error else failure.kind
     if failure.kind == "unreached":
         return ConnectionFailed(

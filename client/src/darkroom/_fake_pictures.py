@@ -46,9 +46,18 @@ def generated(request: GenerateRequest, number: int) -> GenerateResponse:
     )
 
 
+def preview(request: GenerateRequest, seed: int) -> bytes:
+    """The same picture at one pixel a tile, as a PNG."""
+    return _png(_pixels(_recipe(request, seed), _TILES, _TILES), _TILES, _TILES)
+
+
+def _recipe(request: GenerateRequest, seed: int) -> str:
+    return f"{seed} {request.negative_prompt!r} {request.prompt}"
+
+
 def _image(request: GenerateRequest, index: int, seed: int) -> GeneratedImage:
     width, height = request.width or _EDGE, request.height or _EDGE
-    pixels = _pixels(f"{seed} {request.negative_prompt!r} {request.prompt}", width, height)
+    pixels = _pixels(_recipe(request, seed), width, height)
     return GeneratedImage(
         index=index,
         seed=seed,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import httpx as httpx  # re-exported: testing takes it from here
 
+from darkroom._calls import EVENT_STREAM
 from darkroom._connection import Connection
 from darkroom._exchange import Failure, Send
 from darkroom._replies import Reply
@@ -93,6 +94,12 @@ def reply_of(response: Any, chunks: list[bytes]) -> Reply:
     """The library's response in our own terms."""
     headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
     return Reply(response.status_code, headers, b"".join(chunks))
+
+
+def is_event_stream(response: Any) -> bool:
+    """Whether this is an answer to be read event by event."""
+    kind = str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
+    return response.status_code == 200 and kind == EVENT_STREAM
 
 
 def failure_of(error: Exception, library: ModuleType) -> Failure:

@@ -1,26 +1,17 @@
-"""Pictures in the caller's hands: saved under an honest name, opened with Pillow, shown in a notebook."""
+"""Finished pictures in the caller's hands, with how they were made."""
 
-import base64
-import binascii
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import overload
 
-from darkroom._errors import BadResponse
+from darkroom._files import PictureFile, decoded
 from darkroom.types import GeneratedImage, GenerateResponse, Receipt, Timings, TokenReport
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PillowImage
-
-_SUFFIXES = {"image/png": (".png",), "image/jpeg": (".jpg", ".jpeg"), "image/webp": (".webp",)}
 
 
 @dataclass(frozen=True, repr=False)
-class Image:
-    """One finished picture: the encoded file, and how it was made.
+class Image(PictureFile):
+    """One finished picture: the encoded file, recipe included, and how it was made.
 
     >>> picture = client.generate("a fox in the snow", seed=7).image
     >>> picture
@@ -29,9 +20,6 @@ class Image:
     50
     """
 
-    data: bytes
-    """The file, as the service encoded it: recipe included, unless `output.metadata` said otherwise."""
-    media_type: str
     seed: int
     """Sent again with the same request, it gives this picture again."""
     width: int
@@ -39,61 +27,8 @@ class Image:
     height: int
     receipt: Receipt
 
-    def save(self, path: str | PathLike[str]) -> Path:
-        """Write the file and return where. A path without a suffix gets the right one.
-
-        Raises: `ValueError` for a suffix of another kind of file: nothing is converted here, and a JPEG
-        that is called .png confuses whoever opens it.
-
-        >>> client.generate("a fox").image.save(folder / "fox").name
-        'fox.png'
-        """
-        path = Path(path)
-        suffixes = _SUFFIXES.get(self.media_type, ("." + self.media_type.rpartition("/")[2],))
-        if path.is_dir():
-            raise ValueError(f"{str(path)!r} is a folder; name a file in it")
-        if not path.suffix:
-            path = path.with_name(path.name + suffixes[0])
-        elif path.suffix.lower() not in suffixes:
-            raise ValueError(
-                f"{path.name!r} would mislabel an {self.media_type} file; end the name in {suffixes[0]}, "
-                "or ask for another format with output=Output(format=…)"
-            )
-        path.write_bytes(self.data)
-        return path
-
-    def pil(self) -> "PillowImage":
-        """The picture as a `PIL.Image.Image`, decoded.
-
-        Raises: `ImportError` where Pillow is not installed.
-        """
-        try:
-            import PIL.Image
-        except ImportError as error:
-            raise ImportError(
-                "Image.pil() needs Pillow; install it with: pip install 'darkroom-client[images]'"
-            ) from error
-        import io
-
-        picture = PIL.Image.open(io.BytesIO(self.data))
-        picture.load()
-        return picture
-
     def __repr__(self) -> str:
-        return f"<Image {self.width}×{self.height} {self.media_type}, {_size(self.data)}, seed {self.seed}>"
-
-    def _repr_png_(self) -> bytes | None:
-        return self.data if self.media_type == "image/png" else None
-
-    def _repr_jpeg_(self) -> bytes | None:
-        return self.data if self.media_type == "image/jpeg" else None
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002
-        # Serves the formats that have no hook of their own, WebP above all.
-        return {"text/plain": repr(self), self.media_type: self._base64()}
-
-    def _base64(self) -> str:
-        return base64.b64encode(self.data).decode()
+        return f"<Image {self.width}×{self.height} {self.media_type}, {self._size()}, seed {self.seed}>"
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,7 +56,7 @@ class Generation(Sequence[Image]):
 
         Raises: `BadResponse` where a picture is not base64.
         """
-        images = tuple(_decoded(image) for image in response.images)
+        images = tuple(_image(image) for image in response.images)
         return cls(response.id, response.model, images, response.timings, response.tokens)
 
     @property
@@ -154,13 +89,8 @@ class Generation(Sequence[Image]):
         return "".join(_figure(image) for image in self.images)
 
 
-def _decoded(image: GeneratedImage) -> Image:
-    try:
-        data = base64.b64decode(image.b64, validate=True)
-    except binascii.Error as error:
-        raise BadResponse(
-            200, f"image {image.index} is not valid base64 ({error})", image.b64[:200]
-        ) from error
+def _image(image: GeneratedImage) -> Image:
+    data = decoded(image.b64, what=f"image {image.index}")
     return Image(data, image.media_type, image.seed, image.width, image.height, image.receipt)
 
 
@@ -171,7 +101,3 @@ def _figure(image: Image) -> str:
         f'<img src="{source}" alt="{html.escape(image.receipt.prompt)}" style="max-width:384px">'
         f"<figcaption>seed {image.seed}</figcaption></figure>"
     )
-
-
-def _size(data: bytes) -> str:
-    return f"{len(data) / 1e6:.1f} MB" if len(data) >= 1e6 else f"{len(data) / 1e3:.1f} kB"

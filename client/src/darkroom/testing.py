@@ -11,7 +11,9 @@ from typing import get_args
 
 from pydantic import ValidationError
 
+from darkroom import _fake_streams
 from darkroom._async_client import AsyncDarkroom
+from darkroom._calls import EVENT_STREAM
 from darkroom._client import Darkroom
 from darkroom._connection import DEFAULT_MAX_RETRIES
 from darkroom._errors import refusal_of
@@ -93,7 +95,8 @@ class FakeDarkroom:
         self.requests: list[Received] = []
         self.sleeps: list[float] = []
         self._api_key = api_key
-        self._failures: list[httpx.Response | Exception] = []
+        self._failures: list[tuple[httpx.Response | Exception, bool]] = []
+        """Each with whether it strikes midway."""
         self._ids = itertools.count(1)
 
     def fail_next(
@@ -103,9 +106,12 @@ class FakeDarkroom:
         *,
         code: str | None = None,
         retry_after_seconds: float | None = None,
+        midway: bool = False,
     ) -> None:
         """Answer the next requests, of any kind, with this status, or let them fail with this exception.
 
+        With `midway=True` a stream is accepted and ends with that status after half of its steps; given an
+        exception, it stops there without a word.
         `ConnectionError` and `TimeoutError` stand for a service that is not reached and one that does not
         answer. A 429 and a 503 carry `Retry-After: 0` unless told otherwise.
 
@@ -117,9 +123,9 @@ class FakeDarkroom:
         if isinstance(failure, int):
             if retry_after_seconds is None and failure in (429, 503):
                 retry_after_seconds = 0
-            self._failures += [_refusal(failure, code, retry_after_seconds) for _ in range(times)]
+            self._failures += [(_refusal(failure, code, retry_after_seconds), midway) for _ in range(times)]
         else:
-            self._failures += [_as_httpx(failure)] * times
+            self._failures += [(_as_httpx(failure), midway)] * times
 
     def client(self, *, api_key: str | None = None, max_retries: int = DEFAULT_MAX_RETRIES) -> Darkroom:
         """A `Darkroom` that talks to this fake and never sleeps."""
@@ -151,8 +157,12 @@ class FakeDarkroom:
         order = _order_in(request)
         received = order if isinstance(order, GenerateRequest) else None
         self.requests.append(Received(request.method, request.url.path, received))
+        streams = request.headers.get("accept") == EVENT_STREAM
         if self._failures:
-            failure = self._failures.pop(0)
+            failure, midway = self._failures.pop(0)
+            if midway and streams and received is not None:
+                problem = "" if isinstance(failure, Exception) else failure.text
+                return _events(_fake_streams.stream(received, next(self._ids), failure=problem))
             if isinstance(failure, Exception):
                 raise failure
             return failure
@@ -163,6 +173,10 @@ class FakeDarkroom:
                 if isinstance(order, Problem):
                     return _problem(order)
                 assert order is not None
+                if streams:
+                    return _events(_fake_streams.stream(order, next(self._ids)))
+                if (refused := _fake_streams.without_stream(order)) is not None:
+                    return _problem(refused)
                 return _json(200, generated(order, next(self._ids)).model_dump_json())
             case "GET", "/v1/info":
                 return _json(200, _INFO.model_dump_json())
@@ -207,6 +221,10 @@ def _problem(problem: Problem, retry_after_seconds: float | None = None) -> http
 
 def _json(status: int, text: str, headers: dict[str, str] | None = None) -> httpx.Response:
     return httpx.Response(status, text=text, headers={"Content-Type": "application/json", **(headers or {})})
+
+
+def _events(body: bytes) -> httpx.Response:
+    return httpx.Response(200, content=body, headers={"Content-Type": EVENT_STREAM})
 
 
 def _as_httpx(error: Exception) -> Exception:

@@ -2,18 +2,28 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from darkroom.types import GeneratedImage, GenerateRequest, GenerateResponse, Receipt, ServiceInfo, Timings
+from darkroom.types import (
+    Accepted,
+    GeneratedImage,
+    GenerateRequest,
+    GenerateResponse,
+    Receipt,
+    ServiceInfo,
+    Timings,
+)
 from service.api.app import create_app
 from service.api.auth import KeyRing
 from service.api.edge import Edge
 from service.api.in_flight import InFlight
+from service.engine.orders import Progress
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -60,10 +70,11 @@ class Generated:
 
 
 class Generation:
-    """Gives a picture, raises `error`, or works until `release` is set."""
+    """Gives a picture, raises `error`, or works until `release` is set; `late_error` comes after acceptance."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
+        self.late_error: BaseException | None = None
         self.slow = False
         self.started = asyncio.Event()
         self.release = asyncio.Event()
@@ -80,6 +91,21 @@ class Generation:
                 self.cancelled = True
                 raise
         return Generated(request)
+
+    async def events(self, request: GenerateRequest) -> AsyncGenerator[Accepted | Progress | Generated]:
+        """A step of each image, what `generate` does, the rest of the steps at once."""
+        if self.error is not None:
+            raise self.error
+        yield Accepted(id=Generated.id, estimated_seconds=2.5)
+        steps, preview = request.num_inference_steps, np.zeros((8, 16, 3), np.uint8)
+        for step in range(1, steps + 1):
+            for index in range(request.num_images):
+                yield Progress(index, step, steps, preview if request.previews else None)
+            if step == 1:
+                generated = await self.generate(request)
+        if self.late_error is not None:
+            raise self.late_error
+        yield generated
 
 
 @dataclass

@@ -32,6 +32,11 @@ FOUR = GenerateRequest(prompt="a fox", num_images=4)
         ("image/png;q=nan, image/jpeg;q=0.1", "image/jpeg"),
         ("image/png ; q = 0.9 , image/webp;q=1.0", "image/webp"),
         ("garbage, image/webp", "image/webp"),
+        ("text/event-stream", "text/event-stream"),
+        ("text/event-stream, application/json;q=0.9", "text/event-stream"),
+        ("text/event-stream, */*", "text/event-stream"),
+        ("text/event-stream;q=0.5, */*", "application/json"),
+        ("text/*", "text/event-stream"),
     ],
 )
 def test_the_best_liked_representation_is_given(accept, given):
@@ -58,6 +63,12 @@ def test_several_images_fit_only_json():
     assert representation(FOUR, "image/png, application/json;q=0.1") == "application/json"
     with pytest.raises(NotAcceptable, match="4 images do not fit"):
         representation(FOUR, "image/png")
+
+
+def test_a_stream_takes_any_number_and_any_format():
+    assert representation(FOUR, "text/event-stream") == "text/event-stream"
+    assert representation(JPEG, "text/event-stream") == "text/event-stream"
+    assert with_format(JPEG, "text/event-stream") is JPEG
 
 
 def test_the_negotiated_format_is_the_one_that_is_made():

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from typing import get_type_hints
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from darkroom import (
     Timeouts,
     Unavailable,
 )
+from darkroom._options import Options
 from darkroom.testing import FakeDarkroom
 
 
@@ -27,8 +29,14 @@ def public(kind):
 def test_the_twins_have_the_same_methods_and_arguments():
     assert public(Darkroom).keys() == public(AsyncDarkroom).keys()
     for name, method in public(Darkroom).items():
-        assert inspect.signature(method) == inspect.signature(getattr(AsyncDarkroom, name)), name
-        assert inspect.iscoroutinefunction(getattr(AsyncDarkroom, name)), name
+        signatures = [inspect.signature(method), inspect.signature(getattr(AsyncDarkroom, name))]
+        if name.startswith("stream"):  # what they return is awaited, not they
+            returned = [signature.return_annotation for signature in signatures]
+            assert [public(kind).keys() for kind in returned] == [{"close"}, {"close"}]
+            signatures = [signature.replace(return_annotation=None) for signature in signatures]
+        else:
+            assert inspect.iscoroutinefunction(getattr(AsyncDarkroom, name)), name
+        assert signatures[0] == signatures[1], name
     ours, theirs = (dict(inspect.signature(kind).parameters) for kind in (Darkroom, AsyncDarkroom))
     assert ours.pop("http_client").annotation != theirs.pop("http_client").annotation
     assert ours == theirs
@@ -37,9 +45,20 @@ def test_the_twins_have_the_same_methods_and_arguments():
 def test_generate_has_every_field_of_the_request_with_its_default():
     arguments = dict(inspect.signature(Darkroom.generate).parameters)
     del arguments["self"]
-    assert list(arguments) == list(GenerateRequest.model_fields)
-    for name, field in GenerateRequest.model_fields.items():
+    fields = {name: field for name, field in GenerateRequest.model_fields.items() if name != "previews"}
+    assert list(arguments) == list(fields)
+    for name, field in fields.items():
         assert field.is_required() or arguments[name].default == field.default, name
+
+
+def test_stream_has_the_keywords_of_generate_and_previews():
+    arguments = inspect.get_annotations(Darkroom.generate, eval_str=True)
+    for name in ("prompt", "return"):
+        del arguments[name]
+    assert get_type_hints(Options) == arguments
+    stream = inspect.signature(Darkroom.stream).parameters
+    assert list(stream) == ["self", "prompt", "previews", "options"]
+    assert stream["previews"].default == GenerateRequest.model_fields["previews"].default
 
 
 def test_the_twins_do_the_same(fake):

@@ -14,7 +14,15 @@ README = Path(__file__).parents[3] / "client" / "README.md"
 
 
 @pytest.mark.parametrize(
-    "name", ["darkroom", "darkroom._client", "darkroom._errors", "darkroom._images", "darkroom.testing"]
+    "name",
+    [
+        "darkroom",
+        "darkroom._client",
+        "darkroom._errors",
+        "darkroom._files",
+        "darkroom._images",
+        "darkroom.testing",
+    ],
 )
 def test_docstring_examples_run(name, tmp_path):
     fake = FakeDarkroom()
@@ -31,6 +39,8 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
         exec(block, everything)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"fox-{seed}.png" for seed in (10, 7, 8, 9)]
     assert capsys.readouterr().out.splitlines() == [
+        "1 of 2",
+        "2 of 2",
         "/width Input should be a multiple of 8",
         "/guidance_scale Input should be less than or equal to 50",
     ]

@@ -6,6 +6,7 @@ older client can read a newer service. Nothing here imports anything but pydanti
 
 from darkroom.types.common import Request, Response
 from darkroom.types.errors import FieldError, Problem
+from darkroom.types.events import Accepted, Progress
 from darkroom.types.generate import (
     GeneratedImage,
     GenerateRequest,
@@ -25,6 +26,7 @@ from darkroom.types.generate import (
 from darkroom.types.info import Limits, ModelInfo, ServiceInfo
 
 __all__ = [
+    "Accepted",
     "FieldError",
     "GenerateRequest",
     "GenerateResponse",
@@ -35,6 +37,7 @@ __all__ = [
     "ModelInfo",
     "Output",
     "Problem",
+    "Progress",
     "PromptTokens",
     "Receipt",
     "Refiner",

@@ -83,6 +83,8 @@ class GenerateRequest(Request):
     negative_crops_coords_top_left: Size = (0, 0)
     negative_target_size: Size | None = None
     output: Output = Output()
+    previews: bool = False
+    """Send a small picture of every step. Only a stream of events (`Accept: text/event-stream`) can carry them."""
     tokens: bool = False
     """Ask for a report of how many tokens and chunks each text encoder saw."""
     timeout_seconds: Annotated[float, Field(gt=0, le=600)] | None = None

@@ -1,0 +1,161 @@
+"""A picture in the making: the events of a stream as typed values, and the two iterators over them."""
+
+import math
+from collections.abc import AsyncGenerator, Generator, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from darkroom._calls import Call
+from darkroom._connection import Connection
+from darkroom._errors import BadResponse, ConnectionFailed, DarkroomError, api_error
+from darkroom._exchange import Failure, Outside, error_of
+from darkroom._files import PictureFile, decoded
+from darkroom._images import Generation
+from darkroom._sse import Parser, ServerSentEvent
+from darkroom.types import Accepted, GenerateResponse, Problem
+from darkroom.types import Progress as WireProgress
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One image has made one step."""
+
+    index: int
+    """Of the image, as in the generation."""
+    step: int
+    """Steps done, of `steps`."""
+    steps: int
+    preview: PictureFile | None = None
+    """With `previews=True`: a small PNG of the present estimate, one pixel a latent; the last step has none."""
+
+
+StreamEvent: TypeAlias = Accepted | Progress | Generation
+"""What a stream gives: `Accepted`, then `Progress` for the steps, at last the `Generation`."""
+
+
+class Reading:
+    """What the bytes of one stream say. Without I/O: a client opens the stream and passes on what comes."""
+
+    def __init__(self, call: Call[bytes], connection: Connection, outside: Outside) -> None:
+        self._call, self._connection, self._outside = call, connection, outside
+        self._parser = Parser()
+        self._response: Any = None
+        self._give_up_at = math.inf
+        self.ended = False
+        """Whether the generation has come."""
+
+    def begin(self, response: Any, give_up_at: float) -> None:
+        """Note what is to be read; all of it has to come by then."""
+        self._response, self._give_up_at = response, give_up_at
+
+    def opened(self, body: bytes) -> Any:
+        """The library's response to read from.
+
+        Raises: `BadResponse` where the answer was none, but had this body.
+        """
+        if self._response is None:
+            reason = f"{self._call} was not answered with a stream of events; is a proxy in between?"
+            raise BadResponse(200, reason, body[:800].decode(errors="replace")[:200])
+        return self._response
+
+    def feed(self, chunk: bytes) -> Iterator[StreamEvent]:
+        """The events that this chunk completes.
+
+        Raises: the `APIError` that the stream ends in; `BadResponse`; `Timeout` when the time is up.
+        """
+        for sent in self._parser.feed(chunk):
+            event = None if self.ended else self._event(sent)
+            if event is not None:
+                self.ended = isinstance(event, Generation)
+                yield event
+        if not self.ended and self._outside.now() > self._give_up_at:
+            raise self.broken(Failure("timeout"))
+
+    def broken(self, failure: Failure) -> DarkroomError:
+        """The error of a stream that cannot be read on."""
+        total_seconds = self._connection.timeouts.total_seconds
+        return error_of(failure, self._call, self._connection, total_seconds)
+
+    def cut_short(self) -> ConnectionFailed:
+        """The error of a stream that stopped before its end."""
+        return ConnectionFailed(f"the stream from {self._connection.base_url} stopped before its result")
+
+    def _event(self, sent: ServerSentEvent) -> StreamEvent | None:
+        match sent.event:
+            case "accepted":
+                return self._read(Accepted, sent)
+            case "progress":
+                return _progress(self._read(WireProgress, sent))
+            case "result":
+                return Generation.from_response(self._read(GenerateResponse, sent))
+            case "error":
+                problem = self._read(Problem, sent)
+                raise api_error(problem, problem.status, None)
+        return None  # of a service that is newer than this client
+
+    def _read(self, model: type[Model], sent: ServerSentEvent) -> Model:
+        try:
+            return model.model_validate_json(sent.data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            reason = f"the event {sent.event!r} of {self._call} cannot be read: {first['msg']}"
+            raise BadResponse(200, reason, sent.data[:200]) from error
+
+
+def _progress(told: WireProgress) -> Progress:
+    preview = None
+    if told.preview_b64 is not None:
+        preview = PictureFile(decoded(told.preview_b64, what=f"a preview of image {told.index}"), "image/png")
+    return Progress(told.index, told.step, told.steps, preview)
+
+
+class Stream(Iterator[StreamEvent]):
+    """The events of one request, as they come. `with`, or `close`, ends it early and stops the service's work."""
+
+    def __init__(self, events: Generator[StreamEvent, None, None]) -> None:
+        self._events = events
+
+    def __next__(self) -> StreamEvent:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Hang up. Idempotent; after the last event there is nothing left to do."""
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncStream:
+    """`Stream` for asyncio: `async with`, `async for`."""
+
+    def __init__(self, events: AsyncGenerator[StreamEvent, None]) -> None:
+        self._events = events
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        return await anext(self._events)
+
+    async def close(self) -> None:
+        """Hang up. Idempotent; after the last event there is nothing left to do."""
+        await self._events.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
