@@ -16,21 +16,16 @@ from darkroom.types import (
     GenerateRequest,
     GenerateResponse,
     Receipt,
-    Refiner,
-    RefinerReceipt,
     Timings,
     TokenReport,
 )
 from service import images
-from service.engine import schedulers
 from service.engine.engine import Engine
-from service.engine.orders import Done, HandOver, Order, Picture, Progress
-from service.engine.prompts import parse
+from service.engine.orders import Done, Order, Picture, Progress
 from service.errors import InvalidOption, UnusableImage
 from service.metrics import Metrics
 from service.runs import Runs
-
-_SEEDS = 2**64
+from service.translation import order_from, receipt_for
 
 
 @dataclass(frozen=True)
@@ -137,9 +132,8 @@ class Generation:
         started = time.perf_counter()
         generation_id = f"gen_{uuid.uuid4().hex}"
         engine = self._engine()
-        order = order_from(
-            request, engine, first_seed=_drawn_seed() if request.seed is None else request.seed
-        )
+        first_seed = _drawn_seed() if request.seed is None else request.seed
+        order = order_from(request, engine.models, first_seed=first_seed)
         timeout_seconds = request.timeout_seconds or self._default_timeout_seconds
         try:
             async with aclosing(self._runs.events(engine, order, timeout_seconds=timeout_seconds)) as events:
@@ -177,7 +171,7 @@ class Generation:
     def _encode(
         self, request: GenerateRequest, order: Order, picture: Picture, engine: Engine
     ) -> FinishedImage:
-        receipt = receipt_for(request, order, picture, engine, self._versions)
+        receipt = receipt_for(request, order, picture, engine.models, self._versions)
         file = images.encode(picture.pixels_HWC, request.output, receipt)
         return FinishedImage(
             picture.index, picture.seed, file.data, file.media_type, order.width, order.height, receipt
@@ -187,85 +181,6 @@ class Generation:
         for stage, seconds in timings.model_dump(exclude={"total"}).items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
         self._metrics.images_total.inc(count)
-
-
-def order_from(request: GenerateRequest, engine: Engine, *, first_seed: int) -> Order:
-    """The request with every default filled in from the loaded model; image i has the seed `first_seed + i`.
-
-    Raises:
-        InvalidPrompt: a prompt's markup cannot be read.
-        InvalidOption: the request needs what this service does not have.
-    """
-    models = engine.models
-    width = request.width or models.default_edge
-    height = request.height or models.default_edge
-    schedulers.check_steps(request.scheduler, request.num_inference_steps)
-    negative = request.negative_prompt
-    return Order(
-        prompt=parse(request.prompt),
-        negative_prompt=None if negative is None else parse(negative, field="negative_prompt"),
-        seeds=tuple((first_seed + index) % _SEEDS for index in range(request.num_images)),
-        width=width,
-        height=height,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        scheduler=request.scheduler,
-        hand_over=_hand_over(request.refiner, has_refiner=models.has_refiner),
-        original_size=request.original_size or (height, width),
-        crops_coords_top_left=request.crops_coords_top_left,
-        target_size=request.target_size or (height, width),
-        negative_original_size=request.negative_original_size,
-        negative_crops_coords_top_left=request.negative_crops_coords_top_left,
-        negative_target_size=request.negative_target_size,
-        previews=request.previews,
-    )
-
-
-def _hand_over(refiner: Refiner | None, *, has_refiner: bool) -> HandOver | None:
-    if refiner is None:
-        refiner = Refiner(enabled=has_refiner)
-    if not refiner.enabled:
-        return None
-    if not has_refiner:
-        raise InvalidOption(
-            "this service keeps no refiner; leave `refiner` out or set `enabled` to false", pointer="/refiner"
-        )
-    return HandOver(refiner.denoising_end, refiner.aesthetic_score, refiner.negative_aesthetic_score)
-
-
-def receipt_for(
-    request: GenerateRequest, order: Order, picture: Picture, engine: Engine, versions: dict[str, str]
-) -> Receipt:
-    """How one picture was made; it names no time and no host, so equal pictures have equal receipts."""
-    hand_over = order.hand_over
-    return Receipt(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        seed=picture.seed,
-        width=order.width,
-        height=order.height,
-        num_inference_steps=order.num_inference_steps,
-        base_steps=picture.base_steps,
-        guidance_scale=order.guidance_scale,
-        scheduler=order.scheduler,
-        refiner=None
-        if hand_over is None
-        else RefinerReceipt(
-            denoising_end=hand_over.denoising_end,
-            num_inference_steps=picture.refiner_steps,
-            aesthetic_score=hand_over.aesthetic_score,
-            negative_aesthetic_score=hand_over.negative_aesthetic_score,
-        ),
-        original_size=order.original_size,
-        crops_coords_top_left=order.crops_coords_top_left,
-        target_size=order.target_size,
-        negative_original_size=order.negative_original_size,
-        negative_crops_coords_top_left=order.negative_crops_coords_top_left,
-        negative_target_size=order.negative_target_size,
-        model=engine.models.name,
-        model_fingerprint=engine.models.fingerprint,
-        versions=versions,
-    )
 
 
 def _drawn_seed() -> int:

@@ -14,15 +14,18 @@ from service import generation as module
 from service import images
 from service.engine.orders import HandOver
 from service.errors import InvalidOption, InvalidPrompt, TooExpensive, UnusableImage
-from service.generation import Generation, order_from
+from service.generation import Generation
 from service.metrics import Metrics
 from service.runs import Runs
+from service.translation import order_from
 
 ENGINE = FakeEngine()
 
 
 def order(**fields):
-    return order_from(GenerateRequest(prompt="a fox", **fields), ENGINE, first_seed=fields.get("seed", 5))
+    return order_from(
+        GenerateRequest(prompt="a fox", **fields), ENGINE.models, first_seed=fields.get("seed", 5)
+    )
 
 
 def engine_without_refiner():
@@ -94,20 +97,20 @@ def test_image_i_has_the_seed_plus_i_and_seeds_go_around():
 def test_the_refiner_can_be_left_out_and_is_left_out_where_there_is_none():
     assert order(refiner=Refiner(enabled=False)).hand_over is None
     request = GenerateRequest(prompt="a fox")
-    assert order_from(request, engine_without_refiner(), first_seed=0).hand_over is None
+    assert order_from(request, engine_without_refiner().models, first_seed=0).hand_over is None
 
 
 def test_a_refiner_that_is_not_there_cannot_be_asked_for():
     request = GenerateRequest(prompt="a fox", refiner=Refiner(denoising_end=0.5))
     with pytest.raises(InvalidOption) as caught:
-        order_from(request, engine_without_refiner(), first_seed=0)
+        order_from(request, engine_without_refiner().models, first_seed=0)
     assert caught.value.pointer == "/refiner"
 
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
 def test_a_fault_in_a_prompt_names_the_prompt(field):
     with pytest.raises(InvalidPrompt) as caught:
-        order_from(GenerateRequest(**{"prompt": "a fox"} | {field: "((a fox)"}), ENGINE, first_seed=0)
+        order_from(GenerateRequest(**{"prompt": "a fox"} | {field: "((a fox)"}), ENGINE.models, first_seed=0)
     assert (caught.value.field, caught.value.position) == (field, 0)
 
 
