@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export BENTOML_DO_NOT_TRACK = true
+# Threads that wait spinning make torch crawl on a machine that does anything else.
+export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo serve test check format bench gpu bento openapi lock clean setup system

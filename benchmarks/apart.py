@@ -5,15 +5,15 @@ and where these are more than cores OpenMP waits in another way, which made the 
 """
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 Work = Callable[[Any], Any]
+Prepare = Callable[[], AbstractContextManager[Work]]
 
 
 @dataclass
@@ -43,8 +43,8 @@ class Apart:
 
 
 @contextmanager
-def apart(prepare: Callable[[], Work]) -> Iterator[Apart]:
-    """A process that calls `prepare`, a function of a module, and then does what that answers, job by job."""
+def apart(prepare: Prepare) -> Iterator[Apart]:
+    """A process that enters `prepare()`, of a module's function, and then does the work that it yields, job by job."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(prepare, there), daemon=True)
@@ -58,15 +58,15 @@ def apart(prepare: Callable[[], Work]) -> Iterator[Apart]:
         process.kill()
 
 
-def _serve(prepare: Callable[[], Work], pipe: Connection) -> None:
-    work = prepare()
-    pipe.send((0.0, None))
-    while True:
-        try:
-            job = pipe.recv()
-        except EOFError:
-            os._exit(0)  # whatever threads the work has, there is nothing left to put in order
-        started = time.perf_counter()
-        outcome = work(job)
-        seconds = time.perf_counter() - started
-        pipe.send((seconds, outcome))
+def _serve(prepare: Prepare, pipe: Connection) -> None:
+    with prepare() as work:
+        pipe.send((0.0, None))
+        while True:
+            try:
+                job = pipe.recv()
+            except EOFError:
+                return
+            started = time.perf_counter()
+            outcome = work(job)
+            seconds = time.perf_counter() - started
+            pipe.send((seconds, outcome))

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from service.wiring import Resident, load_engine
 Pixels = list[np.ndarray]
 
 
-def darkroom(threads: int | None) -> Callable[[GenerateRequest | tuple[Order, ...]], Pixels]:
+@contextmanager
+def darkroom(threads: int | None) -> Iterator[Callable[[GenerateRequest | tuple[Order, ...]], Pixels]]:
     """The service's parts without HTTP, brought up as the service brings them up.
 
     A request goes through `Generation`, to encoded files; orders go to the engine, all at once, to pixels.
@@ -53,10 +55,14 @@ def darkroom(threads: int | None) -> Callable[[GenerateRequest | tuple[Order, ..
             return []
         return [picture.pixels_HWC for done in run(resident.engine(), *job) for picture in done.pictures]
 
-    return work
+    try:
+        yield work
+    finally:
+        resident.close()
 
 
-def plain(threads: int | None) -> Callable[[Order], Pixels]:
+@contextmanager
+def plain(threads: int | None) -> Iterator[Callable[[Order], Pixels]]:
     """Stock diffusers over the same files: every seed of the order in one call, prompt to pixels."""
     quiet()
     if threads:
@@ -67,4 +73,4 @@ def plain(threads: int | None) -> Callable[[Order], Pixels]:
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    return lambda order: [np.asarray(picture) for picture in pipelines.pictures(order)]
+    yield lambda order: [np.asarray(picture) for picture in pipelines.pictures(order)]

@@ -4,11 +4,13 @@ Orders come in through `submit`, their images become trajectories, the step loop
 one step at a time, and events go out through each order's listener.
 """
 
+import atexit
 import itertools
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import structlog
 import torch
@@ -50,7 +52,7 @@ class Engine:
         self.costs = Costs()
         self._conditioner = Conditioner(models)
         self._loop = StepLoop(models, profile, pad=pad)
-        self._decoder = Decoder(models, profile)
+        self._profile = profile
         self._max_active = max_active
         self._observe_step = observe_step
         self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
@@ -65,6 +67,13 @@ class Engine:
 
     def start(self) -> None:
         self._thread.start()
+        atexit.register(self.close)  # a thread inside torch while the interpreter goes aborts the process
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        # Made on the engine's thread: a second thread that has used torch keeps OpenMP threads of its own, and on the
+        # CPU the two sets get into each other's way (about 1.5 times the seconds a step).
+        return Decoder(self.models, self._profile)
 
     @property
     def alive(self) -> bool:
@@ -94,6 +103,7 @@ class Engine:
         with self._gate:
             self._closing = True
             self._inbox.put(None)
+        atexit.unregister(self.close)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
 
