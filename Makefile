@@ -27,6 +27,9 @@ system:
 	@command -v chromium >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; }; } || \
 	  echo "chromium is not here and cannot be installed: its tests will skip"
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null; }; } || \
+	  echo "PostgreSQL is not here and cannot be installed: its tests will skip"
 
 demo: $(READY)  ## one picture of everything, under demo-output/
 	$(BIN)/python -m examples.demo --output demo-output
