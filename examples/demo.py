@@ -53,6 +53,15 @@ STRIPS: dict[str, list[Shot]] = {
     '"a big yellow ring on a black background": four seeds in one request': [
         Shot("seed {seed}", {"prompt": "a big yellow ring on a black background", "num_images": 4}),
     ],
+    "what else the pocket model knows: places, textures, two things": [
+        Shot(prompt, {"prompt": prompt})
+        for prompt in (
+            "a small white circle at the top, purple background",
+            "a big dotted green square on a yellow background",
+            "a striped blue star on a white background",
+            "an orange circle above a cyan triangle on a black background",
+        )
+    ],
 }
 
 

@@ -1,6 +1,10 @@
-"""The embedded default model: an SDXL of a few MB in the true architecture, trained on captioned shapes."""
+"""The pocket SDXL: the true SDXL architecture in a few MB, and the code that trains it from drawn pictures.
+
+Importing this package loads no torch. `WEIGHTS / "base"` and `WEIGHTS / "refiner"` are plain diffusers
+folders.
+"""
 
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""Holds `base/` and `refiner/`, each a folder that stock diffusers loads with `variant="fp16"`."""
+"""Folder of the committed weights: `base` (StableDiffusionXLPipeline) and `refiner` (its img2img sibling)."""
