@@ -50,8 +50,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## interleaved ratios, written to benchmarks/results/
-	$(BIN)/python -m benchmarks.cpu
+bench: $(READY)  ## interleaved ratios into benchmarks/results/; one thread a side, the fastest for either
+	$(BIN)/python -m benchmarks.cpu --threads 1
 
 gpu:  ## full-size SDXL with random weights on a CUDA machine; uses $(PYTHON) as it is when there is no .venv
 	@if test -x $(BIN)/python; then $(BIN)/python -m benchmarks.gpu; else PYTHONPATH=.:client/src $(PYTHON) -m benchmarks.gpu; fi

@@ -53,13 +53,13 @@ STRIPS: dict[str, list[Shot]] = {
     '"a big yellow ring on a black background": four seeds in one request': [
         Shot("seed {seed}", {"prompt": "a big yellow ring on a black background", "num_images": 4}),
     ],
-    "what else the pocket model knows: places, textures, two things": [
+    "what the pocket model is still learning: places, textures, two things": [
         Shot(prompt, {"prompt": prompt})
         for prompt in (
             "a small white circle at the top, purple background",
             "a big dotted green square on a yellow background",
             "a striped blue star on a white background",
-            "an orange circle above a cyan triangle on a black background",
+            "an orange circle and a cyan triangle on a black background",
         )
     ],
 }
@@ -122,7 +122,7 @@ def _report(path: Path, image: Image, generation: Generation) -> None:
 
 
 def _file_name(label: str) -> str:
-    return "-".join("".join(c if c.isalnum() or c == "." else " " for c in label).split())
+    return "-".join("".join(c if c.isalnum() or c == "." else " " for c in label).split())[:40]
 
 
 @contextlib.contextmanager

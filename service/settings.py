@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     compile: bool = False
     """Compile the UNets' repeated blocks with torch.compile (CUDA; the first pictures of each size are slow)."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads for torch; default: torch's own choice."""
+    """CPU threads for torch; default: one for a small model, else torch's own choice."""
     offline: bool = False
     """Never ask the hub: the preset's files must be in the cache."""
 

@@ -222,8 +222,6 @@ def load_engine(settings: Settings, metrics: Metrics) -> Engine:
     Raises:
         ModelNotFound, InvalidSettings: the settings name what is not there.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     device = models.pick_device(settings.device)
     preset = presets.choose(settings.model, cuda=device.type == "cuda")
     profile = memory.profile_for(settings.memory_profile, device)
@@ -245,6 +243,8 @@ def load_engine(settings: Settings, metrics: Metrics) -> Engine:
         offline=settings.offline,
         token=settings.hf_token.get_secret_value() if settings.hf_token else None,
     )
+    # Before the engine's thread first uses torch: a thread keeps the number that it began with.
+    torch.set_num_threads(settings.threads or models.pick_threads(loaded))
     return Engine(
         loaded,
         profile,

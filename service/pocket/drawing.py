@@ -101,7 +101,8 @@ class Pocket:
         said = CompelForSDXL(self.base)(prompt)
         embeds, _, pooled, _ = self.base.encode_prompt(prompt, do_classifier_free_guidance=False)
         return max(
-            float((said.embeds - embeds).detach().abs().max()), float((said.pooled_embeds - pooled).detach().abs().max())
+            float((said.embeds - embeds).detach().abs().max()),
+            float((said.pooled_embeds - pooled).detach().abs().max()),
         )
 
     def _base(

@@ -72,3 +72,7 @@ def test_the_dtype_follows_the_device_unless_it_is_named():
     assert loading.pick_dtype("auto", CPU) == torch.float32
     assert loading.pick_dtype("auto", torch.device("cuda")) == torch.float16
     assert loading.pick_dtype("bfloat16", CPU) == torch.bfloat16
+
+
+def test_a_small_model_is_run_by_one_thread(models):
+    assert loading.pick_threads(models) == 1
