@@ -71,11 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.rounds:
         rounds = Rounds(**dict.fromkeys(asdict(rounds), chosen.rounds))
         command += f" --rounds {chosen.rounds}"
+    if chosen.threads:
+        command += f" --threads {chosen.threads}"
+        torch.set_num_threads(chosen.threads)  # for the record; the contenders have processes of their own
     folder = chosen.results or (Path("build/benchmarks") if chosen.quick else record.RESULTS)
     kept = record.Record("cpu", command, torch.device("cpu"), folder)
     rows: list[Row] = []
-    if chosen.threads:
-        command += f" --threads {chosen.threads}"
     _say("starting the engine, plain diffusers and the service")
     with _sides(chosen.threads) as ready:
         for section in (beside_plain_diffusers, mixed_requests, http):

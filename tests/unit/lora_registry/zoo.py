@@ -64,16 +64,18 @@ def _good(
     name: str,
     make: Callable[[BaseModel], Tensors | bytes],
     format: str,
-    modules: int,
+    modules: int | Callable[[BaseModel], int],
     *warnings: str,
     serves: str = "pocket",
     metadata: dict[str, str] | None = None,
     **facts: object,
 ) -> None:
     def recipe() -> Specimen:
-        made = make(BASES[serves]())
+        base = BASES[serves]()
+        made = make(base)
+        count = modules if isinstance(modules, int) else modules(base)
         data = made if isinstance(made, bytes) else safetensors(made, metadata)
-        return Specimen(name, data, serves, frozenset(warnings), False, format, modules=modules, **facts)  # type: ignore[arg-type]
+        return Specimen(name, data, serves, frozenset(warnings), False, format, modules=count, **facts)  # type: ignore[arg-type]
 
     assert name not in _RECIPES
     _RECIPES[name] = recipe
@@ -208,7 +210,7 @@ _good(
         for half, tensor in (("down", numbers(4, layer.inputs)), ("up", numbers(layer.outputs, 4)))
     },
     "diffusers-legacy",
-    2,
+    lambda b: len(layers(b, "q_proj", TE1)),
     components=(TE1,),
 )
 _good(
@@ -253,7 +255,12 @@ _good(
     6,
     components=(TE2,),
 )
-_good("kohya everything", lambda b: kohya(b, dict(b.layers["unet"]), ranks=[1]), "kohya-sgm", 135)
+_good(
+    "kohya everything",
+    lambda b: kohya(b, dict(b.layers["unet"]), ranks=[1]),
+    "kohya-sgm",
+    lambda b: len(b.layers["unet"]),
+)
 _good(
     "kohya linear layers as 1 x 1 convolutions",
     lambda b: {
