@@ -120,10 +120,9 @@ class Conditioner:
         if (known := self._cache.get(prompt)) is not None:
             self._cache.move_to_end(prompt)
             return known
-        for encoder in self._encoders:
-            _check_length(encoder, prompt, field)
-        hidden_1, count_1 = _weighted(self._encoders[0], prompt)
-        hidden_2, count_2 = _weighted(self._encoders[1], prompt)
+        tokens_1, tokens_2 = (_allowed_tokens(encoder, prompt, field) for encoder in self._encoders)
+        hidden_1, count_1 = _weighted(self._encoders[0], prompt, tokens_1)
+        hidden_2, count_2 = _weighted(self._encoders[1], prompt, tokens_2)
         length = max(hidden_1.shape[1], hidden_2.shape[1])
         encoded = _Encoded(
             _padded(self._encoders[0], hidden_1, length),
@@ -205,23 +204,24 @@ def _compel(tokenizer: object, text_encoder: object, device: torch.device) -> Co
     )
 
 
-def _weighted(encoder: Compel, prompt: ParsedPrompt) -> tuple[torch.Tensor, TokenCount]:
+def _weighted(encoder: Compel, prompt: ParsedPrompt, tokens: int) -> tuple[torch.Tensor, TokenCount]:
     """compel's embedding mathematics on fragments that we parsed ourselves: (1, 77k, D) and what was seen."""
     provider = encoder.conditioning_provider
-    texts = [fragment.text for fragment in prompt.fragments]
     hidden, _ = provider.get_embeddings_for_weighted_prompt_fragments(
-        text_batch=[texts],
+        text_batch=[[fragment.text for fragment in prompt.fragments]],
         fragment_weights_batch=[[fragment.weight for fragment in prompt.fragments]],
         should_return_tokens=True,
         device=encoder.device,
     )
-    tokens = provider.get_token_ids(texts, include_start_and_end_markers=False)
-    return hidden, TokenCount(
-        tokens=sum(len(part) for part in tokens), chunks=hidden.shape[1] // provider.max_token_count
-    )
+    return hidden, TokenCount(tokens=tokens, chunks=hidden.shape[1] // provider.max_token_count)
 
 
-def _check_length(encoder: Compel, prompt: ParsedPrompt, field: str) -> None:
+def _allowed_tokens(encoder: Compel, prompt: ParsedPrompt, field: str) -> int:
+    """How many tokens the prompt has for this encoder.
+
+    Raises:
+        InvalidPrompt: more than may be encoded, or with too many lowered weights.
+    """
     provider = encoder.conditioning_provider
     texts = [fragment.text for fragment in prompt.fragments]
     tokens = sum(len(part) for part in provider.get_token_ids(texts, include_start_and_end_markers=False))
@@ -239,6 +239,7 @@ def _check_length(encoder: Compel, prompt: ParsedPrompt, field: str) -> None:
             position=0,
             field=field,
         )
+    return tokens
 
 
 def _padded(encoder: Compel, hidden: torch.Tensor, length: int) -> torch.Tensor:
