@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
-from benchmarks import over_http, png, record, sides
+from benchmarks import crowded, over_http, png, record, sides, swaps
 from benchmarks.apart import Apart, apart
 from benchmarks.interleave import interleave
 from benchmarks.orders import an_order
@@ -48,9 +48,13 @@ class Rounds:
     http_20_steps: int = 25
     png: int = 9
     mixed: int = 9
+    swaps: int = 15
+    crowded: int = 60
 
 
-QUICK = Rounds(one_image=4, eight_images=1, http_2_steps=12, http_20_steps=2, png=3, mixed=1)
+QUICK = Rounds(
+    one_image=4, eight_images=1, http_2_steps=12, http_20_steps=2, png=3, mixed=1, swaps=3, crowded=12
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for section in (beside_plain_diffusers, mixed_requests, http):
             rows += section(ready, rounds, kept)
     rows += png_encoding(rounds, kept)
+    rows += lora_swaps(rounds, kept)
+    rows += crowded_registry(rounds, kept, crowded.FEW if chosen.quick else crowded.SIZES)
     kept.add("goals", [line.as_dict() for line in rows])
     print(f"\n{table(rows)}\n\nwritten to {kept.file}")
 
@@ -226,6 +232,22 @@ def png_encoding(rounds: Rounds, kept: record.Record) -> list[Row]:
             "times as fast",
         ),
     ]
+
+
+def lora_swaps(rounds: Rounds, kept: record.Record) -> list[Row]:
+    """Another LoRA, beside the ways that diffusers has for it."""
+    _say(f"swaps of LoRAs, {rounds.swaps} rounds")
+    figures, rows = swaps.measure(rounds.swaps)
+    kept.add("lora_swaps", figures)
+    return rows
+
+
+def crowded_registry(rounds: Rounds, kept: record.Record, sizes: Sequence[int]) -> list[Row]:
+    """The same request where the registry has more and more LoRAs."""
+    _say(f"registries of {sizes[0]} to {sizes[-1]} LoRAs, {rounds.crowded} rounds")
+    figures, rows = crowded.measure(rounds.crowded, sizes)
+    kept.add("crowded_registry", figures)
+    return rows
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from service import pocket
-from service.engine.models import Models
+from service.engine.models import Models, bendable
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,7 @@ def build(sizes: Sizes, *, device: torch.device, dtype: torch.dtype, seed: int =
         scheduler_config=dict(EulerDiscreteScheduler.from_pretrained(_BASE, subfolder="scheduler").config),
         force_zeros_for_empty_prompt=frozenset({"base"}),
         requires_aesthetics_score=True,
+        weights=bendable(parts["unet"], parts["text_encoder"], parts["text_encoder_2"]),
     )
 
 

@@ -3,7 +3,7 @@
 import copy
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -12,10 +12,12 @@ import torch
 
 from benchmarks import stock
 from benchmarks.orders import files, pillow_files, run
+from service.engine.arranged import Arranged
 from service.engine.engine import Engine
 from service.engine.memory import MemoryProfile
 from service.engine.models import Models
 from service.engine.orders import Order, Progress
+from service.engine.weights import Weights
 
 SETTLING_STEPS = 3
 """First steps of a job that are not counted into the time of a step."""
@@ -46,7 +48,7 @@ class EngineSide:
         if compiling is not None:
             for unet in models.unets.values():
                 unet.compile_repeated_blocks(fullgraph=True, **compiling)
-        self._models = models
+        self.models = models
         self.engine = Engine(models, profile, pad=compiling is not None)
         self.engine.start()
 
@@ -54,19 +56,23 @@ class EngineSide:
         (done,) = run(self.engine, order)
         return files(order, done)
 
-    def step_seconds(self, order: Order) -> float:
+    def run(self, order: Order, adapters: Mapping[str, Arranged]) -> None:
+        """An order with LoRAs, to pixels."""
+        run(self.engine, order, adapters=adapters)
+
+    def step_seconds(self, order: Order, adapters: Mapping[str, Arranged] | None = None) -> float:
         at: dict[int, float] = {}
 
         def note(progress: Progress) -> None:  # the engine has waited for the device before it says so
             at[progress.step] = time.perf_counter()
 
-        run(self.engine, order, listening=note)
+        run(self.engine, order, listening=note, adapters=adapters)
         last = order.num_inference_steps
         return (at[last] - at[SETTLING_STEPS]) / (last - SETTLING_STEPS)
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
-        unets = self._models.unets
+        unets = self.models.unets
         before = dict(unets)
         unets.update({name: Bypass(unet) for name, unet in before.items()})
         try:
@@ -160,7 +166,8 @@ def recommended(
 def engine_compiled(models: Models, profile: MemoryProfile, compiling: dict[str, Any]) -> EngineSide:
     """The engine with the UNets' repeated blocks compiled, over a copy of the UNets."""
     unets = {name: copy.deepcopy(unet) for name, unet in models.unets.items()}
-    return EngineSide(replace(models, unets=unets), profile, compiling=compiling)
+    weights = {**models.weights, "unet": Weights("unet", unets["base"])}
+    return EngineSide(replace(models, unets=unets, weights=weights), profile, compiling=compiling)
 
 
 class TookTooLong(Exception):

@@ -1,7 +1,7 @@
 """The jobs that both sides are given, and how an engine is asked to do them."""
 
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -9,6 +9,7 @@ from PIL import Image
 
 from darkroom.types import Output, Receipt
 from service import images
+from service.engine.arranged import Arranged
 from service.engine.engine import Engine
 from service.engine.orders import Done, Event, Failed, HandOver, Order, Progress
 from service.engine.prompts import parse
@@ -43,8 +44,13 @@ def an_order(
 Listening = Callable[[Progress], None]
 
 
-def run(engine: Engine, *orders: Order, listening: Listening = lambda _progress: None) -> list[Done]:
-    """All orders at once, waited for; raises what the first failure was."""
+def run(
+    engine: Engine,
+    *orders: Order,
+    listening: Listening = lambda _progress: None,
+    adapters: Mapping[str, Arranged] | None = None,
+) -> list[Done]:
+    """All orders at once, waited for; raises what the first failure was. `adapters` are of all their LoRAs."""
     queues: list[queue.SimpleQueue[Event]] = []
     for order in orders:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -56,7 +62,7 @@ def run(engine: Engine, *orders: Order, listening: Listening = lambda _progress:
             else:
                 events.put(event)
 
-        engine.submit(order, hear)
+        engine.submit(order, hear, adapters)
     endings = [events.get() for events in queues]
     for ending in endings:
         if isinstance(ending, Failed):

@@ -62,8 +62,11 @@ def _request(number: int, steps: int) -> GenerateRequest:
 
 
 @contextmanager
-def served(threads: int | None) -> Iterator[Darkroom]:
-    """A keep-alive client of `python -m service serve` on the pocket model, in a process of its own."""
+def served(threads: int | None, data: Path | None = None) -> Iterator[Darkroom]:
+    """A keep-alive client of `python -m service serve` on the pocket model, in a process of its own.
+
+    `data` is the folder of its LoRAs, else the user's own.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -77,6 +80,8 @@ def served(threads: int | None) -> Iterator[Darkroom]:
     }
     if threads:
         environment["DARKROOM_THREADS"] = str(threads)
+    if data is not None:
+        environment["DARKROOM_DATA"] = str(data)
     process = subprocess.Popen(
         [sys.executable, "-m", "service", "serve", "--port", str(port)],
         cwd=_ROOT,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -64,7 +65,7 @@ def _together(
     models: Models, profile: MemoryProfile, conditioner: Conditioner, asked: Sequence[Order]
 ) -> list[torch.Tensor]:
     loop = StepLoop(models, profile)
-    trajectories = [Trajectory(order, 0, conditioner.conditioning(order), models) for order in asked]
+    trajectories = [Trajectory(order, 0, partial(conditioner.conditioning, order), models) for order in asked]
     while moving := [trajectory for trajectory in trajectories if not trajectory.finished]:
         for step in loop.advance(moving):
             if step.error is not None:

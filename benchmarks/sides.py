@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,11 +14,8 @@ from benchmarks.quiet import quiet
 from darkroom.types import GenerateRequest
 from service import pocket
 from service.engine.orders import Order
-from service.generation import Generation
-from service.metrics import Metrics
-from service.runs import Runs
 from service.settings import Settings
-from service.wiring import Resident, load_engine
+from service.wiring import build
 
 Pixels = list[np.ndarray]
 
@@ -31,34 +27,26 @@ def darkroom(threads: int | None) -> Iterator[Callable[[GenerateRequest | tuple[
     A request goes through `Generation`, to encoded files; orders go to the engine, all at once, to pixels.
     """
     quiet()
-    settings = Settings(model="pocket", offline=True, threads=threads)
-    metrics = Metrics()
-    resident = Resident(lambda: load_engine(settings, metrics), metrics)
-    resident.start()
-    while resident.loaded is None:
-        if resident.failure is not None:
-            raise RuntimeError(f"the engine could not start: {resident.failure}")
-        time.sleep(0.05)
-    generation = Generation(
-        engine=resident.engine,
-        runs=Runs(max_queue_seconds=3600, metrics=metrics),
-        encoding=ThreadPoolExecutor(2),
-        metrics=metrics,
-        versions={},
-        default_timeout_seconds=600,
+    components = build(
+        Settings(model="pocket", offline=True, threads=threads, max_queue_seconds=3600, timeout_seconds=600)
     )
+    components.start()
+    while not components.ready().ready:
+        if not components.alive():
+            raise RuntimeError(f"the engine could not start: {components.ready().reason}")
+        time.sleep(0.05)
     runner = asyncio.Runner()
 
     def work(job: GenerateRequest | tuple[Order, ...]) -> Pixels:
         if isinstance(job, GenerateRequest):
-            runner.run(generation.generate(job))
+            runner.run(components.generation.generate(job))
             return []
-        return [picture.pixels_HWC for done in run(resident.engine(), *job) for picture in done.pictures]
+        return [picture.pixels_HWC for done in run(components.engine(), *job) for picture in done.pictures]
 
     try:
         yield work
     finally:
-        resident.close()
+        components.close()
 
 
 @contextmanager

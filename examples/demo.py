@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from darkroom import Darkroom, DarkroomError, Generation, Image, Refiner
+from darkroom import Darkroom, DarkroomError, Generation, Image, LoraUse, Refiner
 from examples.contact_sheet import Print, Strip, contact_sheet
 
 PROMPT = "a red star on a blue background"
@@ -64,6 +65,37 @@ STRIPS: dict[str, list[Shot]] = {
     ],
 }
 
+RED_STAR = "a red star on a white background"
+LORA = "red-to-blue"
+LORA_STRIPS: dict[str, list[Shot]] = {
+    f'"{RED_STAR}" under a LoRA made by hand, "{LORA}"': [
+        Shot("no LoRA", {"prompt": RED_STAR}),
+        *(
+            Shot(f"weight {weight:g}", {"prompt": RED_STAR, "loras": [LoraUse(ref=LORA, weight=weight)]})
+            for weight in (0.5, 1.0, -1.0)
+        ),
+    ],
+    'the same LoRA on one branch of the guidance alone (negative prompt: "red")': [
+        Shot("no LoRA", {"prompt": RED_STAR, "negative_prompt": "red"}),
+        *(
+            Shot(
+                label,
+                {
+                    "prompt": RED_STAR,
+                    "negative_prompt": "red",
+                    "loras": [LoraUse(ref=LORA, scope=scope)],
+                },
+            )
+            for label, scope in (
+                ("both branches", "both"),
+                ("the prompt's only (cond)", "cond"),
+                ("the negative's only (uncond)", "uncond"),
+            )
+        ),
+    ],
+}
+"""What needs the pocket model, for which the LoRA is."""
+
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
@@ -73,7 +105,7 @@ def main() -> None:
     chosen.output.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.ExitStack() as stack:
-            url = chosen.url or stack.enter_context(running_service(chosen.output / "service.log"))
+            url = chosen.url or stack.enter_context(running_service(chosen.output))
             with Darkroom(url) as client:
                 develop(client, chosen.output)
     except DarkroomError as error:
@@ -87,9 +119,13 @@ def develop(client: Darkroom, output: Path) -> None:
     info = client.info()
     assert info.model is not None
     print(f"ready: Darkroom {info.version} with '{info.model.name}' on {info.model.device}\n")
+    wanted = dict(STRIPS)
+    if info.model.name == "pocket":
+        publish_by_hand(client)
+        wanted |= LORA_STRIPS
     print(f"{'picture':<44} {'seed':>10} {'encode':>7} {'base':>7} {'refiner':>8} {'decode':>7} {'total':>7}")
     strips = []
-    for row, (heading, shots) in enumerate(STRIPS.items(), start=1):
+    for row, (heading, shots) in enumerate(wanted.items(), start=1):
         prints = []
         for shot in shots:
             generation = client.generate(
@@ -112,6 +148,17 @@ def develop(client: Darkroom, output: Path) -> None:
     print(f"\neverything side by side: {sheet}")
 
 
+def publish_by_hand(client: Darkroom) -> None:
+    """Make the LoRA in some seconds of training, and publish it."""
+    from examples.handmade import red_to_blue  # torch, which a client of a service elsewhere need not have
+
+    print(f"making a LoRA by hand, '{LORA}' (half a minute)")
+    published = client.loras.publish(
+        LORA, io.BytesIO(red_to_blue()), alias="demo", description="Red becomes blue."
+    )
+    print(f"published {published.ref}, {published.size_bytes / 1000:.0f} kB, {published.digest[:19]}…\n")
+
+
 def _report(path: Path, image: Image, generation: Generation) -> None:
     seconds = generation.timings
     print(
@@ -126,8 +173,9 @@ def _file_name(label: str) -> str:
 
 
 @contextlib.contextmanager
-def running_service(log: Path) -> Iterator[str]:
-    """The service on a free port of 127.0.0.1 as a process of its own, stopped at the end."""
+def running_service(output: Path) -> Iterator[str]:
+    """The service on a free port of 127.0.0.1 as a process of its own, stopped at the end; its data is in `output`."""
+    log = output / "service.log"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -138,7 +186,11 @@ def running_service(log: Path) -> Iterator[str]:
             [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--port", str(port)],
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "DARKROOM_LOG_FORMAT": "console"},
+            env={
+                **os.environ,
+                "DARKROOM_LOG_FORMAT": "console",
+                "DARKROOM_DATA": str(output.resolve() / "service-data"),
+            },
         )
         try:
             _wait_for_the_port(port, process)

@@ -1,8 +1,11 @@
 """LoRA files by name: publish, resolve, open. No torch, no HTTP.
 
 `Registry` is the only class that others use; `records` has what it returns, `errors` what it raises, `base_model`
-and `families` the models that files are checked against.
+and `families` the models that files are checked against. The database's libraries are imported with `Registry` and not
+before: the engine, which reads files and needs no catalogue, runs on machines without them.
 """
+
+from typing import TYPE_CHECKING
 
 from lora_registry.base_model import BaseModel, Layer
 from lora_registry.export import Export, Form
@@ -23,7 +26,9 @@ from lora_registry.records import (
     Reason,
     VerifyReport,
 )
-from lora_registry.registry import Registry
+
+if TYPE_CHECKING:
+    from lora_registry.registry import Registry
 
 __all__ = [
     "Alias",
@@ -48,3 +53,11 @@ __all__ = [
     "Tensor",
     "VerifyReport",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Registry":
+        from lora_registry.registry import Registry
+
+        return Registry
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,6 +35,9 @@ class Blobs(Protocol):
     def open(self, digest: str) -> BinaryIO:
         """The bytes, seekable. Raises BlobMissing."""
 
+    def is_local(self, digest: str) -> bool:
+        """Whether `open` would read a file of this machine."""
+
     def has(self, digest: str, size_bytes: int) -> bool:
         """Whether the blob is there with that size."""
 
@@ -70,6 +73,9 @@ class LocalBlobs:
                 return self.path(digest).open("rb")
             except FileNotFoundError as exc:
                 raise BlobMissing(digest) from exc
+
+    def is_local(self, digest: str) -> bool:
+        return self.path(digest).is_file()
 
     def has(self, digest: str, size_bytes: int) -> bool:
         with storage_errors():

@@ -107,6 +107,7 @@ _TRANSFORMER: Final = re.compile(
 )
 _FLUX_WIDTH: Final = 3072
 
+_OURS: Final = re.compile(r"\.lora_|\.hada_|\.lokr_|\.alpha$")
 _METHODS: Final = (
     ("format.oft", r"\.oft_(blocks|diag|R|r|block_size)\b", "an OFT adapter (it rotates weights)"),
     ("format.glora", r"\.(a1|a2|b1|b2|bm1|bm2)\.weight$", "a GLoRA adapter"),
@@ -122,12 +123,9 @@ _METHODS: Final = (
 def foreign_form(tensors: Mapping[str, Tensor]) -> tuple[Reason, ...]:
     """Why these tensors can be no LoRA for any model of the UNet kind; empty where they may be one."""
     found = []
+    others = [key for key in tensors if not _OURS.search(key)]
     for code, pattern, what in _METHODS:
-        keys = [
-            key
-            for key in tensors
-            if re.search(pattern, key) and not re.search(r"\.lora_|\.hada_|\.lokr_|\.alpha$", key)
-        ]
+        keys = [key for key in others if re.search(pattern, key)]
         if keys:
             message = f"it has the tensors of {what}, which is not supported"
             found.append(Reason(code, message, tuple(keys[:MAX_KEYS_SHOWN]), len(keys)))

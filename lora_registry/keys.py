@@ -56,6 +56,7 @@ _ROLES: Final[tuple[tuple[re.Pattern[str], str, str], ...]] = tuple(
         (r"\.(hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)|lokr_(?:w1|w1_a|w1_b|w2|w2_a|w2_b|t2))", "", ""),
     )
 )
+_ROLE_BEGINS: Final = re.compile(r"\.(?:lora_|lora\.|dora_scale|alpha|hada_|lokr_)")
 _PROCESSOR: Final = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 """Attention processors of 2023: the projection's name is part of the role's."""
 _IN_ENCODER: Final = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
@@ -64,7 +65,7 @@ _ENCODER_PATH: Final = re.compile(r"(text_model\.)?encoder\.layers\.|text_projec
 
 def parse_key(key: str) -> Slot | None:
     """Where a tensor of this name belongs; None where the name is not one of a LoRA."""
-    if match := _PROCESSOR.fullmatch(key):
+    if "_lora." in key and (match := _PROCESSOR.fullmatch(key)):
         part, path, naming = _place(match[1])
         if naming == "kohya":
             return None
@@ -74,8 +75,11 @@ def parse_key(key: str) -> Slot | None:
             else _IN_ENCODER[match[2]]
         )
         return Slot(part, f"{path}.{projection}", match[3], naming, "legacy")
+    begins = _ROLE_BEGINS.search(key)
+    if begins is None:
+        return None
     for pattern, role, spelling in _ROLES:
-        if (match := pattern.search(key)) and match.start() > 0:
+        if (match := pattern.search(key, begins.start())) and match.start() > 0:
             part, path, naming = _place(key[: match.start()])
             return Slot(part, path, role or match[1], naming, spelling)
     return None

@@ -65,6 +65,9 @@ class ObjectBlobs:
                 raise BlobMissing(digest) from exc
         return io.BufferedReader(_Ranges(self._store, digest, size), READ_BYTES)
 
+    def is_local(self, digest: str) -> bool:  # noqa: ARG002
+        return False
+
     def has(self, digest: str, size_bytes: int) -> bool:
         with store_errors():
             try:

@@ -8,13 +8,14 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Literal
 
 from lora_registry import faults
 from lora_registry.base_model import BaseModel
 from lora_registry.blobs import Blobs, LocalBlobs
 from lora_registry.catalog import Catalog, Publication
 from lora_registry.database import Database
+from lora_registry.disk_cache import CachedBlobs, DiskCache
 from lora_registry.errors import (
     BlobMissing,
     DigestMismatch,
@@ -64,12 +65,19 @@ class Registry:
 
     @classmethod
     def connect(
-        cls, bases: Sequence[BaseModel], *, data: Path | None = None, database: str = "", blobs: str = ""
+        cls,
+        bases: Sequence[BaseModel],
+        *,
+        data: Path | None = None,
+        database: str = "",
+        blobs: str = "",
+        cache_bytes: int = 0,
     ) -> "Registry":
         """The registry in the folder `data` (made where it is not there), or at a database and a store of blobs.
 
         `database` is `sqlite:///FILE` or `postgresql://…`; `blobs` a folder or `s3://bucket/prefix`. Each is by
-        default in `data`. Files on their way in are kept in `data/incoming` where the blobs are not in a folder.
+        default in `data`. Files on their way in are kept in `data/incoming` where the blobs are not in a folder,
+        and up to `cache_bytes` of those that were read in `data/cache`.
 
         Raises:
             CatalogUnavailable, StorageUnavailable
@@ -83,6 +91,8 @@ class Registry:
             from lora_registry.object_store import ObjectBlobs
 
             store: Blobs = ObjectBlobs.at(blobs, data and data / "incoming")
+            if cache_bytes and data is not None:
+                store = CachedBlobs(store, DiskCache(data / "cache", cache_bytes))
         else:
             store = LocalBlobs(Path(blobs) if blobs else _inside(data) / "blobs")
         return cls(Database(database or f"sqlite:///{_inside(data) / 'registry.sqlite3'}"), store, bases)
@@ -173,6 +183,11 @@ class Registry:
             except InvalidLora as exc:
                 return Inspection("refused", exc.reasons, (), "unknown", "unknown", "unknown")
 
+    @property
+    def bases(self) -> tuple[BaseModel, ...]:
+        """The models that its LoRAs are for."""
+        return self._bases
+
     # Names
 
     def resolve(self, ref: str) -> LoraVersion:
@@ -244,6 +259,10 @@ class Registry:
             BlobMissing, StorageUnavailable
         """
         return self._blobs.open(digest)
+
+    def tier(self, digest: str) -> Literal["disk", "store"]:
+        """Where `open` would find the bytes: on this machine's disk, or in a store elsewhere."""
+        return "disk" if self._blobs.is_local(digest) else "store"
 
     def plan(self, digest: str) -> tuple[Header, Inspection]:
         """What an engine needs to load a published file: where its tensors are, which layer each module changes and

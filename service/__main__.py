@@ -16,6 +16,7 @@ from pydantic_settings import SettingsError
 import service
 from service.api.auth import check_bind
 from service.errors import InvalidSettings
+from service.production import check_no_faults
 from service.settings import ApiKey, Scope, Settings
 
 GRACE_SECONDS = 5
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
 def serve(chosen: argparse.Namespace) -> None:
     """Become `bentoml serve`, once the settings are known to be good."""
     host = "127.0.0.1" if chosen.host == "localhost" else chosen.host  # BentoML takes addresses only
+    check_no_faults()
     check_bind(Settings(), host)
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
     command = [sys.executable, "-m", "bentoml", "serve", "service.bento:Darkroom"]

@@ -37,6 +37,7 @@ from service.api.in_flight import InFlight
 from service.api.refusals import Answered
 from service.api.shutdown import Shutdown
 from service.errors import InvalidSettings
+from service.production import check_no_faults
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class EdgedService(Service[Any]):
 
     def to_asgi(self, is_main: bool = True) -> App:
         logs.configure(log_format=settings().log_format, level=settings().log_level)
-        _check_bind(_worker_host())
+        _check_start(_worker_host())
         self.inject_config()
         app = Doors(self, is_main=is_main)()
         app.router.redirect_slashes = False  # as in our own app
@@ -126,11 +127,9 @@ class Darkroom:
 
     @bentoml.on_deployment
     @staticmethod
-    def check_address() -> None:
+    def check_start() -> None:
         """Fail in the command itself, before any worker starts: a worker that dies is started again."""
-        host = _command_host()
-        if host is not None:
-            _check_bind(host)
+        _check_start(_command_host())
 
     @bentoml.on_startup
     def start(self) -> None:
@@ -149,9 +148,11 @@ class Darkroom:
         return await asyncio.to_thread(generated.response)
 
 
-def _check_bind(host: str) -> None:
+def _check_start(host: str | None) -> None:
     try:
-        check_bind(settings(), host)
+        check_no_faults()
+        if host is not None:
+            check_bind(settings(), host)
     except InvalidSettings as error:
         sys.exit(f"darkroom: {error}")
 

@@ -94,3 +94,34 @@ class OutOfDeviceMemory(DarkroomError):
 
 class InvalidSettings(DarkroomError):
     """The service's own settings contradict each other. Raised at start-up."""
+
+
+class UnknownLora(InvalidOption):
+    """A request names a LoRA that the registry does not have."""
+
+
+class IncompatibleLora(DarkroomError):
+    """A LoRA file that is not for the model that is resident."""
+
+
+class InvalidBlend(DarkroomError):
+    """LoRAs that cannot be blended, or not in the way that is asked for.
+
+    `field` is the argument at fault: `"sources"`, `"method"`, `"rank"`, `"density"` or `"majority_sign"`.
+    """
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class SwapFailed(DarkroomError):
+    """LoRAs could not be put in force. The weights are as they were before."""
+
+
+class WeightsLost(Exception):
+    """The live weights are in no known state. Never a caller's to see: the engine stops, and a restart is the cure."""
+
+
+class WeightsDamaged(DarkroomError):
+    """The weights in memory are not the ones that were loaded; only a restart of the service brings them back."""

@@ -5,7 +5,7 @@ import base64
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,11 +15,14 @@ from darkroom.types import (
     GeneratedImage,
     GenerateRequest,
     GenerateResponse,
+    LoraServed,
     Receipt,
     Timings,
     TokenReport,
 )
 from service import images
+from service.adapters import Adapters
+from service.engine.arranged import Arranged
 from service.engine.engine import Engine
 from service.engine.orders import Done, Order, Picture, Progress
 from service.errors import InvalidOption, UnusableImage
@@ -50,6 +53,7 @@ class Generated:
     images: tuple[FinishedImage, ...]
     timings: Timings
     tokens: TokenReport | None
+    loras: tuple[LoraServed, ...] = ()
 
     def response(self) -> GenerateResponse:
         """The answer as JSON carries it, files in base64."""
@@ -70,7 +74,25 @@ class Generated:
             ],
             timings=self.timings,
             tokens=self.tokens,
+            loras=list(self.loras),
         )
+
+
+class Fetching:
+    """An order's adapters on their way into memory, and what came of it."""
+
+    def __init__(self, adapters: Adapters, order: Order, engine: Engine) -> None:
+        self._adapters, self._order, self._engine = adapters, order, engine
+        self.seconds = 0.0
+        self.served: tuple[LoraServed, ...] = ()
+
+    async def fetch(self) -> Mapping[str, Arranged]:
+        """The adapters by digest, held by whoever asked."""
+        started = time.perf_counter()
+        found = await self._adapters.fetch(self._order.loras, self._engine)
+        self.seconds = time.perf_counter() - started
+        self.served = tuple(found.served(self._order.loras))
+        return found.adapters
 
 
 Event = Accepted | Progress | Generated
@@ -87,6 +109,7 @@ class Generation:
         self,
         *,
         engine: Callable[[], Engine],
+        adapters: Adapters,
         runs: Runs,
         encoding: Executor,
         metrics: Metrics,
@@ -94,6 +117,7 @@ class Generation:
         default_timeout_seconds: float,
     ) -> None:
         self._engine = engine
+        self._adapters = adapters
         self._runs = runs
         self._encoding = encoding
         self._metrics = metrics
@@ -125,7 +149,8 @@ class Generation:
 
         Raises:
             ModelLoading, EngineStopped, Draining: no picture can be made now.
-            InvalidPrompt, InvalidOption: the request cannot be done on this service.
+            UnknownLora, InvalidPrompt, InvalidOption: the request cannot be done on this service.
+            RegistryError: a LoRA cannot be had now.
             TooExpensive, Overloaded: it was not accepted.
             DeadlineExceeded, UnusableImage, OutOfDeviceMemory, Cancelled: it was accepted and did not end well.
         """
@@ -133,10 +158,19 @@ class Generation:
         generation_id = f"gen_{uuid.uuid4().hex}"
         engine = self._engine()
         first_seed = _drawn_seed() if request.seed is None else request.seed
-        order = order_from(request, engine.models, first_seed=first_seed)
+        versions = await self._adapters.resolve(request.loras)
+        order = order_from(request, engine.models, first_seed=first_seed, loras=versions)
         timeout_seconds = request.timeout_seconds or self._default_timeout_seconds
+        fetching = Fetching(self._adapters, order, engine)
         try:
-            async with aclosing(self._runs.events(engine, order, timeout_seconds=timeout_seconds)) as events:
+            async with aclosing(
+                self._runs.events(
+                    engine,
+                    order,
+                    timeout_seconds=timeout_seconds,
+                    fetch=fetching.fetch if order.loras else None,
+                )
+            ) as events:
                 async for event in events:
                     if isinstance(event, Done):
                         done = event
@@ -157,7 +191,11 @@ class Generation:
         )
         now = time.perf_counter()
         timings = done.timings.model_copy(
-            update={"encode_image": now - encoding_started, "total": now - started}
+            update={
+                "fetch": fetching.seconds,
+                "encode_image": now - encoding_started,
+                "total": now - started,
+            }
         )
         self._observe(timings, len(finished))
         yield Generated(
@@ -166,6 +204,7 @@ class Generation:
             images=tuple(finished),
             timings=timings,
             tokens=done.tokens if request.tokens else None,
+            loras=fetching.served,
         )
 
     def _encode(
@@ -179,7 +218,8 @@ class Generation:
 
     def _observe(self, timings: Timings, count: int) -> None:
         for stage, seconds in timings.model_dump(exclude={"total"}).items():
-            self._metrics.stage_seconds.labels(stage).observe(seconds)
+            if stage != "fetch" or seconds:  # which most requests do not have
+                self._metrics.stage_seconds.labels(stage).observe(seconds)
         self._metrics.images_total.inc(count)
 
 

@@ -26,7 +26,10 @@ REQUEST_SECONDS = (
     640.0,
 )
 STAGE_SECONDS = (
+    0.0002,
+    0.0005,
     0.001,
+    0.002,
     0.005,
     0.01,
     0.025,
@@ -96,7 +99,7 @@ class Metrics:
         )
         self.stage_seconds = histogram(
             "stage_seconds",
-            "Seconds that a run spent in a stage: queue, encode, base, refiner, decode, encode_image.",
+            "Seconds that a run spent in a stage: fetch, queue, encode, base, refiner, decode, encode_image.",
             ("stage",),
             STAGE_SECONDS,
         )
@@ -117,6 +120,29 @@ class Metrics:
         self.unusable_images_total = counter(
             "unusable_images", "Images not delivered: nan, black, flat.", ("reason",)
         )
+        self.lora_activation_seconds = histogram(
+            "lora_activation_seconds",
+            "Seconds to bring a LoRA on: store or disk (to memory), host (to the device), device (into the weights).",
+            ("tier",),
+            STAGE_SECONDS,
+        )
+        self.lora_resident_bytes = Gauge(
+            "lora_resident_bytes",
+            "Bytes of LoRAs that a tier holds: device, host.",
+            ("tier",),
+            namespace="darkroom",
+            registry=registry,
+        )
+        self.lora_evictions_total = counter(
+            "lora_evictions", "LoRAs that a tier dropped for others.", ("tier",)
+        )
+        self.lora_refusals_total = counter(
+            "lora_refusals", "LoRA files that intake refused, by each of its reasons.", ("reason",)
+        )
+        self.base_checksum_ok = gauge(
+            "base_checksum_ok", "1 while the weights in memory are the ones that were loaded, else 0."
+        )
+        self.canary_ok = gauge("canary_ok", "1 while the canary picture is the one made at first, else 0.")
         self.device_memory_bytes = gauge("device_memory_bytes", "Memory in use on the device.")
         self.ready = gauge("ready", "1 when a picture can be made, else 0.")
         self.build = Info("build", "What is running.", namespace="darkroom", registry=registry)
@@ -126,6 +152,22 @@ class Metrics:
         prometheus_client.ProcessCollector(registry=registry)
         prometheus_client.PlatformCollector(registry=registry)
         prometheus_client.GCCollector(registry=registry)
+
+    def observe_activation(self, tier: str, seconds: float) -> None:
+        """A LoRA was brought on from that tier."""
+        self.lora_activation_seconds.labels(tier).observe(seconds)
+
+    def observe_eviction(self, tier: str) -> None:
+        """That tier dropped a LoRA for others."""
+        self.lora_evictions_total.labels(tier).inc()
+
+    def observe_residency(self, tier: str, size_bytes: int) -> None:
+        """That tier holds so many bytes now."""
+        self.lora_resident_bytes.labels(tier).set(size_bytes)
+
+    def observe_soundness(self, what: str, sound: bool) -> None:
+        """The weights, or the canary, were found as they should be, or not."""
+        (self.base_checksum_ok if what == "weights" else self.canary_ok).set(sound)
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format; `CONTENT_TYPE` names it."""

@@ -2,14 +2,18 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
+from service.engine.arranged import Arranged
 from service.engine.engine import Engine
 from service.engine.orders import Done, Event, Failed, Order, Progress
 from service.errors import DeadlineExceeded, Draining, Overloaded, TooExpensive
 from service.metrics import Metrics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,16 @@ class Runs:
         self._draining = True
 
     async def events(
-        self, engine: Engine, order: Order, *, timeout_seconds: float
+        self,
+        engine: Engine,
+        order: Order,
+        *,
+        timeout_seconds: float,
+        fetch: Callable[[], Awaitable[Mapping[str, Arranged]]] | None = None,
     ) -> AsyncGenerator[Accepted | Progress | Done]:
         """Run an order to its end: first `Accepted`, then all that the engine says of it, `Done` at last.
+
+        `fetch` brings the adapters of the order's LoRAs, once there is room for the order.
 
         Closing the generator early, or cancelling who waits for it, frees the order's trajectories before their
         next step.
@@ -77,12 +88,13 @@ class Runs:
                 with suppress(RuntimeError):  # the loop has closed: nobody listens any more
                     loop.call_soon_threadsafe(run.events.put_nowait, event)
 
-            work = engine.submit(order, hand_over)
+            adapters = await self._in_time(run, fetch()) if fetch else {}
+            work = engine.submit(order, hand_over, adapters)
             try:
                 yield Accepted(run.estimated_seconds)
                 total, done = len(order.seeds), dict.fromkeys(range(len(order.seeds)), 0.0)
                 while True:
-                    event = await self._next_event(run)
+                    event = await self._in_time(run, run.events.get())
                     if isinstance(event, Failed):
                         raise event.error
                     yield event
@@ -94,11 +106,11 @@ class Runs:
             finally:
                 work.cancel()
 
-    async def _next_event(self, run: Run) -> Event:
+    async def _in_time(self, run: Run, wait: Awaitable[T]) -> T:
         # Around the wait alone: a timeout that is open across a `yield` would strike whoever holds the generator.
         try:
             async with asyncio.timeout_at(run.give_up_at):
-                return await run.events.get()
+                return await wait
         except TimeoutError as exc:
             self._metrics.cancelled_total.labels("deadline").inc()
             raise DeadlineExceeded(

@@ -1,5 +1,6 @@
 """Settings of the service, read from `DARKROOM_*` environment variables and checked once at start-up."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +52,24 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=20.0, ge=0)
     """On shutdown, how long work in flight may take to finish."""
 
+    data: Path = Field(default_factory=lambda: _data_home() / "darkroom")
+    """Folder of the LoRA registry (a SQLite file and blobs); made when it is first needed."""
+    database: SecretStr = SecretStr("")
+    """`postgresql://…` for a registry that many replicas share; default: SQLite in `data`."""
+    blobs: str = ""
+    """`s3://bucket/prefix` (or another folder) for the registry's files; default: `data`/blobs."""
+    lora_host_bytes: int = Field(default=4 << 30, ge=0)
+    """Host memory for LoRAs that wait to be used again."""
+    lora_device_bytes: int = Field(default=2 << 30, ge=0)
+    """Device memory for the same; on the CPU the host's memory serves."""
+    lora_disk_bytes: int = Field(default=20 << 30, ge=0)
+    """Local copies of files from a store elsewhere, in `data`/cache."""
+
+    audit_seconds: float = Field(default=5.0, ge=0)
+    """A readiness probe has the weights in memory checked, unless they were within this time."""
+    canary_seconds: float = Field(default=300.0, ge=0)
+    """And has the canary picture made again, where the service is idle, after this time."""
+
     auth: Literal["keys", "disabled"] = "keys"
     """`disabled` lets anyone in, on any address. With `keys` and none configured, only a loopback bind starts."""
     api_keys: tuple[ApiKey, ...] = ()
@@ -60,3 +79,7 @@ class Settings(BaseSettings):
 
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def _data_home() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()

@@ -2,11 +2,13 @@
 
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import get_args
 
 import structlog
@@ -14,12 +16,26 @@ import torch
 
 from darkroom.types import ImageFormat, Limits, ModelInfo, SchedulerName, ServiceInfo
 from darkroom.types import generate as limits
+from lora_registry import BaseModel, Registry, families
+from lora_registry.disk_cache import DiskCache
 from service import __version__
+from service.adapters import Adapters
+from service.blending import Blending
 from service.engine import canary, memory, models, presets
 from service.engine.engine import Engine
-from service.errors import DarkroomError, EngineStopped, ModelLoading
+from service.engine.guard import Guard
+from service.engine.residency import NOBODY, HostResidency, Watch
+from service.errors import (
+    DarkroomError,
+    EngineStopped,
+    ModelLoading,
+    ModelNotFound,
+    WeightsDamaged,
+)
 from service.generation import Generation
+from service.loras import Loras
 from service.metrics import Metrics
+from service.production import check_no_faults
 from service.runs import Runs
 from service.settings import Settings
 
@@ -39,10 +55,19 @@ class Readiness:
 class Resident:
     """The engine on its way to being ready: loading, then ready, or failed for good."""
 
-    def __init__(self, load: Callable[[], Engine], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        metrics: Metrics,
+        *,
+        audit_seconds: float = 5.0,
+        canary_seconds: float = 300.0,
+    ) -> None:
         self._load = load
         self._metrics = metrics
+        self._audit_seconds, self._canary_seconds = audit_seconds, canary_seconds
         self._engine: Engine | None = None
+        self._guard: Guard | None = None
         self._failure: str | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._bring_up, name="loading", daemon=True)
@@ -55,7 +80,7 @@ class Resident:
         """The engine, once it has made its canary picture.
 
         Raises:
-            ModelLoading: not yet. EngineStopped: never, without a restart.
+            ModelLoading: not yet. EngineStopped, WeightsDamaged: never, without a restart.
         """
         if self._failure is not None:
             raise EngineStopped(f"the engine could not start: {self._failure}")
@@ -63,7 +88,16 @@ class Resident:
             raise ModelLoading(retry_after_seconds=LOADING_RETRY_SECONDS)
         if not self._engine.alive:
             raise EngineStopped("the engine has died; the service must be restarted")
+        if self._guard is not None and self._guard.damage is not None:
+            raise WeightsDamaged(
+                "the weights in memory have changed by themselves; the service must be restarted"
+            )
         return self._engine
+
+    def inspect(self) -> None:
+        """Have the weights and the canary looked at again, where that is due. Blocks for a second or two at most."""
+        if self._guard is not None and self.failure is None:
+            self._guard.look()
 
     @property
     def loaded(self) -> Engine | None:
@@ -73,6 +107,8 @@ class Resident:
     def failure(self) -> str | None:
         if self._failure is None and self._engine is not None and not self._engine.alive:
             return "the engine has died"
+        if self._failure is None and self._guard is not None and self._guard.damage is not None:
+            return f"damaged: {self._guard.damage}"
         return self._failure
 
     def close(self) -> None:
@@ -84,7 +120,14 @@ class Resident:
     def _bring_up(self) -> None:
         try:
             engine = self._load()
-            seconds = _first_picture(engine)
+            first = _first_picture(engine)
+            self._guard = Guard(
+                engine,
+                first.pixels_HWC,
+                audit_seconds=self._audit_seconds,
+                canary_seconds=self._canary_seconds,
+                observe=self._metrics.observe_soundness,
+            )
         except DarkroomError as exc:
             self._failure = str(exc)
             log.error("model failed to load", reason=self._failure)
@@ -96,13 +139,13 @@ class Resident:
             self._metrics.ready.set(1)
             self._metrics.model.info({"name": engine.models.name, "fingerprint": engine.models.fingerprint})
             self._metrics.device_memory_bytes.set_function(engine.memory_bytes)
-            log.info("engine became ready", model=engine.models.name, canary_seconds=round(seconds, 3))
+            log.info("engine became ready", model=engine.models.name, canary_seconds=round(first.seconds, 3))
             if self._closed:
                 engine.close()
 
 
-def _first_picture(engine: Engine) -> float:
-    """Start the engine and have it make its canary picture, in seconds; one that cannot does not stay running.
+def _first_picture(engine: Engine) -> canary.Developed:
+    """Start the engine and have it make its canary picture; one that cannot does not stay running.
 
     Raises:
         DarkroomError: what it failed with.
@@ -110,9 +153,9 @@ def _first_picture(engine: Engine) -> float:
     with ExitStack() as undo:
         engine.start()
         undo.callback(engine.close)
-        seconds = canary.develop(engine)
+        first = canary.develop(engine)
         undo.pop_all()
-    return seconds
+    return first
 
 
 class Components:
@@ -122,18 +165,24 @@ class Components:
         self,
         settings: Settings,
         generation: Generation,
+        loras: Loras,
+        adapters: Adapters,
+        blending: Blending,
         metrics: Metrics,
         resident: Resident,
         runs: Runs,
-        encoding: Executor,
+        threads: Sequence[Executor],
         versions: dict[str, str],
     ) -> None:
         self.settings = settings
         self.generation = generation
+        self.loras = loras
+        self.adapters = adapters
+        self.blending = blending
         self.metrics = metrics
         self._resident = resident
         self._runs = runs
-        self._encoding = encoding
+        self._threads = threads
         self._versions = versions
 
     def start(self) -> None:
@@ -145,7 +194,17 @@ class Components:
 
     def close(self) -> None:
         self._resident.close()
-        self._encoding.shutdown(wait=False, cancel_futures=True)
+        for threads in self._threads:
+            threads.shutdown(wait=False, cancel_futures=True)
+        self.loras.close()
+
+    def engine(self) -> Engine:
+        """The engine, once it is ready. Raises ModelLoading, EngineStopped, WeightsDamaged."""
+        return self._resident.engine()
+
+    def inspect(self) -> None:
+        """Have the weights looked at, where that is due, before `ready` is asked. Call it from a thread."""
+        self._resident.inspect()
 
     def ready(self) -> Readiness:
         if self._runs.draining:
@@ -195,28 +254,102 @@ class Components:
 
 
 def build(settings: Settings) -> Components:
-    """All parts, joined. Loads nothing and starts nothing."""
+    """All parts, joined. Loads nothing and starts nothing.
+
+    Raises:
+        InvalidSettings: fault points of the tests are armed.
+    """
+    check_no_faults()
     metrics = Metrics()
     versions = {
         "darkroom": __version__,
         **{name: version(name) for name in ("torch", "diffusers", "transformers", "compel")},
         "python": platform.python_version(),
     }
-    resident = Resident(lambda: load_engine(settings, metrics), metrics)
+    watch = Watch(metrics.observe_activation, metrics.observe_eviction, metrics.observe_residency)
+    resident = Resident(
+        lambda: load_engine(settings, metrics, watch),
+        metrics,
+        audit_seconds=settings.audit_seconds,
+        canary_seconds=settings.canary_seconds,
+    )
+    loras = Loras(lambda: connect_registry(settings), metrics)
+    reading = ThreadPoolExecutor(4, thread_name_prefix="read-lora")
+    adapters = Adapters(loras.registry, host_residency(resident.engine, loras, settings, watch), reading)
+    blending_thread = ThreadPoolExecutor(1, thread_name_prefix="blend-loras")
+    blending = Blending(loras.registry, resident.engine, blending_thread)
     runs = Runs(max_queue_seconds=settings.max_queue_seconds, metrics=metrics)
     encoding = ThreadPoolExecutor(2, thread_name_prefix="encode-image")
     generation = Generation(
         engine=resident.engine,
+        adapters=adapters,
         runs=runs,
         encoding=encoding,
         metrics=metrics,
         versions=versions,
         default_timeout_seconds=settings.timeout_seconds,
     )
-    return Components(settings, generation, metrics, resident, runs, encoding, versions)
+    threads = (encoding, reading, blending_thread)
+    return Components(
+        settings, generation, loras, adapters, blending, metrics, resident, runs, threads, versions
+    )
 
 
-def load_engine(settings: Settings, metrics: Metrics) -> Engine:
+def connect_registry(settings: Settings) -> Registry:
+    """The registry that the settings name, for LoRAs of the model that they name.
+
+    Raises:
+        CatalogUnavailable, StorageUnavailable: it cannot be reached.
+    """
+    device = models.pick_device(settings.device)
+    preset = presets.choose(settings.model, cuda=device.type == "cuda")
+    return Registry.connect(
+        [base_model(preset)],
+        data=settings.data,
+        database=settings.database.get_secret_value(),
+        blobs=settings.blobs,
+        cache_bytes=settings.lora_disk_bytes,
+    )
+
+
+def base_model(preset: presets.Preset) -> BaseModel:
+    """What a preset's base is to LoRA files: read from its folder, or known, where it is SDXL itself.
+
+    Raises:
+        ModelNotFound: the folder's configs cannot be read.
+    """
+    sdxl = families.sdxl()
+    if not isinstance(preset.base, Path):
+        return sdxl
+    try:
+        found = BaseModel.from_folder("pocket SDXL" if preset.name == "pocket" else preset.name, preset.base)
+    except (OSError, ValueError, KeyError) as exc:
+        raise ModelNotFound(f"{preset.base.name} has no configs of an SDXL model: {exc}") from exc
+    return sdxl if found.layers == sdxl.layers else found
+
+
+def host_residency(
+    engine: Callable[[], Engine], loras: Loras, settings: Settings, watch: Watch
+) -> Callable[[], HostResidency]:
+    """The LoRAs in the host's memory, made once the engine's model says what they have to fit."""
+
+    @cache
+    def residency() -> HostResidency:
+        loaded = engine().models
+        return HostResidency(
+            loras.registry,
+            loaded.layout,
+            dtype=loaded.dtype,
+            budget_bytes=settings.lora_host_bytes,
+            pin_memory=loaded.device.type == "cuda",
+            disk=DiskCache(settings.data / "arranged", settings.lora_disk_bytes),
+            watch=watch,
+        )
+
+    return residency
+
+
+def load_engine(settings: Settings, metrics: Metrics, watch: Watch = NOBODY) -> Engine:
     """The engine that the settings describe, its weights resident, not yet started.
 
     Raises:
@@ -240,6 +373,7 @@ def load_engine(settings: Settings, metrics: Metrics) -> Engine:
         dtype=dtype,
         refiner=settings.refiner,
         compile_unets=settings.compile,
+        pristine_on_host=profile.pristine_on_host and device.type == "cuda",
         offline=settings.offline,
         token=settings.hf_token.get_secret_value() if settings.hf_token else None,
     )
@@ -250,4 +384,6 @@ def load_engine(settings: Settings, metrics: Metrics) -> Engine:
         profile,
         pad=settings.compile,
         observe_step=lambda unet, seconds: metrics.step_seconds.labels(unet).observe(seconds),
+        device_bytes=settings.lora_device_bytes,
+        watch=watch,
     )

@@ -1,6 +1,9 @@
 """Fixtures that several tiers share; the pocket model is loaded once a session."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +12,10 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A second thread gains nothing on tensors this small, and beside other work its waiting costs tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A registry whose folder nobody names is in the user's data folder, which is not for tests.
+_data_home = tempfile.mkdtemp(prefix="darkroom-tests-")
+os.environ["XDG_DATA_HOME"] = _data_home
+atexit.register(shutil.rmtree, _data_home, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """An engine that does what a test tells it to: it accepts orders, says nothing by itself, and remembers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from darkroom.types import PromptTokens, Timings, TokenCount, TokenReport
+from service.adapters import Adapters
 from service.engine.orders import Done, Event, Failed, Picture, Progress
 
 TIMINGS = Timings(queue=0.1, encode=0.2, base=0.3, refiner=0.4, decode=0.5, encode_image=0.0, total=1.5)
@@ -23,6 +25,7 @@ class Work:
 
     order: Any
     listener: Callable[[Event], None]
+    adapters: Mapping[str, Any] = field(default_factory=dict)
     cancelled: bool = False
 
     def cancel(self) -> None:
@@ -42,6 +45,15 @@ class Work:
             for index, seed in enumerate(self.order.seeds)
         )
         self.listener(Done(pictures, TOKENS, TIMINGS))
+
+
+def no_loras() -> Adapters:
+    """What a service has whose requests name no LoRA."""
+
+    def unasked() -> Any:
+        raise AssertionError("no request names a LoRA")
+
+    return Adapters(unasked, unasked, ThreadPoolExecutor(1))
 
 
 @dataclass
@@ -68,11 +80,16 @@ class FakeEngine:
     def costs(self) -> SimpleNamespace:
         return SimpleNamespace(estimate=lambda order: getattr(order, "seconds", self.seconds))
 
-    def submit(self, order: Any, listener: Callable[[Event], None]) -> Work:
+    def submit(
+        self, order: Any, listener: Callable[[Event], None], adapters: Mapping[str, Any] | None = None
+    ) -> Work:
         if self.refuses_with is not None:
             raise self.refuses_with
-        self.works.append(Work(order, listener))
+        self.works.append(Work(order, listener, adapters or {}))
         return self.works[-1]
+
+    def has_on_device(self, digest: str) -> bool:
+        return False
 
     def start(self) -> None:
         self.alive = True

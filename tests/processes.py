@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).parents[1]
 STARTUP_SECONDS = 120.0
@@ -59,10 +60,24 @@ class Served:
         self.process.send_signal(number)
         return self.process.wait(STOP_SECONDS)
 
+    def kill(self) -> None:
+        """As the end of a container does: all its processes at once, whatever they are doing."""
+        kill_family(self.process)
+        self.process.wait(STOP_SECONDS)
+
+
+def kill_family(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its descendants. A worker has a session of its own, and would outlive its parent."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        for one in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
 
 @contextlib.contextmanager
 def running(folder: Path, port: int, command: Sequence[str], env: dict[str, str]) -> Iterator[Served]:
-    """The command as a session of its own, its output in `folder`; whatever is left of it is killed at the end."""
+    """The command, its output in `folder`; it is stopped at the end, and killed where it does not."""
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -77,8 +92,8 @@ def running(folder: Path, port: int, command: Sequence[str], env: dict[str, str]
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_SECONDS)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # a worker would outlive its parent
+            if process.poll() is None:
+                kill_family(process)
 
 
 @contextlib.contextmanager
@@ -86,7 +101,13 @@ def serving(folder: Path, host: str = "127.0.0.1", **settings: str) -> Iterator[
     """`python -m service serve` on the pocket model; `settings` become DARKROOM_* variables."""
     port = free_port()
     command = [sys.executable, "-m", "service", "serve", "--host", host, "--port", str(port)]
-    defaults = {"model": "pocket", "threads": "1", "max_queue_seconds": "3600"}
+    # A machine that is busy with other things estimates large orders at more than any default allows.
+    defaults = {
+        "model": "pocket",
+        "threads": "1",
+        "max_queue_seconds": "3600",
+        "timeout_seconds": "3600",
+    }
     with running(folder, port, command, environment(**defaults | settings)) as served:
         yield served
 

@@ -9,8 +9,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from darkroom.types import Accepted, Problem, Progress
+from lora_registry.errors import RegistryError
 from service import __version__
-from service.api import docs, generate, health, problems
+from service.api import docs, generate, health, lora_uses, loras, problems
 from service.api.auth import OPEN_PATHS
 from service.api.in_flight import InFlight
 from service.api.stream import HEARTBEAT_SECONDS
@@ -19,19 +20,23 @@ from service.errors import DarkroomError
 if TYPE_CHECKING:
     from service.wiring import Components
 
-_PROBLEMS = {
-    "generate": {
-        400: "The body is not JSON.",
-        406: "No representation that the caller accepts.",
-        413: "The body is too large, or the image does not fit the device.",
-        415: "The body is not sent as JSON.",
-        422: "The request is invalid, impossible here, or its image is unusable.",
-        503: "Overloaded, loading or shutting down; `Retry-After` says when to try again.",
-        504: "The deadline passed.",
-    },
-    "livez": {503: "A restart is needed."},
-    "readyz": {503: "No picture can be made yet, or any more."},
-}
+_PROBLEMS = (
+    {
+        "generate": {
+            400: "The body is not JSON.",
+            406: "No representation that the caller accepts.",
+            413: "The body is too large, or the image does not fit the device.",
+            415: "The body is not sent as JSON.",
+            422: "The request is invalid, impossible here, or its image is unusable.",
+            503: "Overloaded, loading or shutting down; `Retry-After` says when to try again.",
+            504: "The deadline passed.",
+        },
+        "livez": {503: "A restart is needed."},
+        "readyz": {503: "No picture can be made yet, or any more."},
+    }
+    | loras.PROBLEMS
+    | lora_uses.PROBLEMS
+)
 _KEY_PROBLEMS = {401: "A valid API key is needed.", 403: "The API key lacks the scope."}
 _REF = "#/components/schemas/{model}"
 
@@ -52,12 +57,14 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # a redirect would go to whatever host the caller's Host header names
     )
-    app.include_router(
-        generate.router(components, in_flight or InFlight(), heartbeat_seconds=heartbeat_seconds)
-    )
+    in_flight = in_flight or InFlight()
+    app.include_router(generate.router(components, in_flight, heartbeat_seconds=heartbeat_seconds))
+    app.include_router(loras.router(lambda: components().loras, in_flight))
+    app.include_router(lora_uses.router(components, in_flight))
     app.include_router(health.router(components))
     app.include_router(docs.router())
     app.add_exception_handler(DarkroomError, _answer_problem)
+    app.add_exception_handler(RegistryError, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_problem)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     return app

@@ -11,6 +11,7 @@ import pydantic
 
 from service.api import exchange
 from service.api.refusals import Forbidden, Unauthenticated
+from service.api.templates import ByRoute
 from service.errors import InvalidSettings
 from service.settings import ApiKey, Scope, Settings
 
@@ -20,9 +21,24 @@ OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 SCOPES: Final[dict[tuple[str, str], Scope]] = {
     ("POST", "/v1/generate"): "generate",
     ("POST", "/generate"): "generate",
+    ("GET", "/v1/loras"): "loras:read",
+    ("GET", "/v1/loras/{name}"): "loras:read",
+    ("GET", "/v1/loras/{name}/versions"): "loras:read",
+    ("POST", "/v1/loras/{name}/versions"): "loras:write",
+    ("GET", "/v1/loras/{name}/versions/{version}"): "loras:read",
+    ("DELETE", "/v1/loras/{name}/versions/{version}"): "loras:write",
+    ("GET", "/v1/loras/{name}/versions/{version}/file"): "loras:read",
+    ("GET", "/v1/loras/{name}/aliases/{alias}"): "loras:read",
+    ("PUT", "/v1/loras/{name}/aliases/{alias}"): "loras:write",
+    ("DELETE", "/v1/loras/{name}/aliases/{alias}"): "loras:write",
+    ("PUT", "/v1/loras/{name}/versions/{version}/pin"): "loras:write",
+    ("DELETE", "/v1/loras/{name}/versions/{version}/pin"): "loras:write",
+    ("POST", "/v1/loras/{name}/blends"): "loras:write",
+    ("GET", "/v1/lora-versions/{ref}"): "loras:read",
 }
-"""What a key must be allowed; any key may do what is not listed (it only reads)."""
+"""What a key must be allowed, by route; any key may do what is not listed (it only reads)."""
 
+_SCOPES: Final = ByRoute(SCOPES)
 _KEYS = pydantic.TypeAdapter(tuple[ApiKey, ...])
 
 
@@ -59,7 +75,7 @@ class KeyRing:
         if not self._keys or scope["path"] in OPEN_PATHS:
             return None
         key = self._find(exchange.header(scope["headers"], b"authorization") or "")
-        needed = SCOPES.get((scope["method"], scope["path"]))
+        needed = _SCOPES.find(scope)
         if needed is not None and not key.scopes & {needed, "admin"}:
             raise Forbidden(key.name, needed)
         return key.name

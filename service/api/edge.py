@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 from structlog.contextvars import bound_contextvars
 
-from service.api import body, exchange
+from lora_registry.registry import MAX_LORA_BYTES
+from service.api import body, exchange, uploads
 from service.api.answer import Answer, Receive, Send
 from service.api.auth import OPEN_PATHS, KeyRing
 from service.api.refusals import Answered
@@ -23,9 +24,17 @@ log = structlog.get_logger()
 class Edge:
     """An ASGI app around another one: ids, keys, limits, problems, metrics, one log line per request."""
 
-    def __init__(self, app: App, *, keys: KeyRing, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        keys: KeyRing,
+        metrics: Metrics,
+        max_body_bytes: int,
+        max_upload_bytes: int = MAX_LORA_BYTES,
+    ) -> None:
         self._app, self._keys, self._metrics = app, keys, metrics
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._max_upload_bytes = max_body_bytes, max_upload_bytes
 
     async def __call__(self, scope: exchange.Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -56,7 +65,10 @@ class Edge:
             # A route's pattern may match before a trailing newline where the table of scopes does not.
             raise Answered(404)
         exchange.of(scope).key_name = self._keys.authorize(scope)
-        receive = await body.read(scope, receive, max_bytes=self._max_body_bytes)
+        if uploads.is_upload(scope):
+            receive = uploads.passed_on(scope, receive, max_bytes=self._max_upload_bytes)
+        else:
+            receive = await body.read(scope, receive, max_bytes=self._max_body_bytes)
         await self._app(scope, receive, send)
 
     def _record(

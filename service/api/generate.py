@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from fastapi import APIRouter, Request, Response
 
-from darkroom.types import GenerateRequest, GenerateResponse, Timings
+from darkroom.types import GenerateRequest, GenerateResponse, LoraTier
 from service.api import negotiation
 from service.api.in_flight import InFlight
 from service.api.stream import EventStream
@@ -74,13 +74,20 @@ def headers_of(generated: "Generated") -> dict[str, str]:
         "X-Darkroom-Id": generated.id,
         "X-Darkroom-Seed": str(generated.images[0].seed),
         "X-Darkroom-Model": _header_safe(generated.model),
-        "Server-Timing": _server_timing(generated.timings),
+        "Server-Timing": _server_timing(generated),
         "Vary": "Accept",
     }
 
 
-def _server_timing(timings: Timings) -> str:
-    return ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in timings.model_dump().items())
+def _server_timing(generated: "Generated") -> str:
+    """Milliseconds by stage; where LoRAs were fetched, `desc` is the farthest tier that one came from."""
+    seconds = generated.timings.model_dump()
+    fetch = seconds.pop("fetch")
+    stages = [f"{stage};dur={spent * 1000:.1f}" for stage, spent in seconds.items()]
+    if generated.loras:
+        farthest = max((lora.tier for lora in generated.loras), key=get_args(LoraTier).index)
+        stages.insert(0, f'fetch;desc="{farthest}";dur={fetch * 1000:.1f}')
+    return ", ".join(stages)
 
 
 def _header_safe(text: str) -> str:
@@ -107,6 +114,6 @@ def _header_docs() -> dict[str, object]:
         "X-Darkroom-Id": "Id of this run. A stream of events tells it, and the rest, in its events.",
         "X-Darkroom-Seed": "Seed of the first image.",
         "X-Darkroom-Model": "Name of the model.",
-        "Server-Timing": "Milliseconds by stage.",
+        "Server-Timing": "Milliseconds by stage; `fetch` names the tier that the LoRAs came from.",
     }
     return {name: {"description": text, "schema": {"type": "string"}} for name, text in said.items()}

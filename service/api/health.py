@@ -1,5 +1,6 @@
 """How the service is: probes, metrics, and what it is."""
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,11 @@ def router(components: Callable[[], "Components"]) -> APIRouter:
         "/readyz",
         operation_id="readyz",
         summary="Whether a picture can be made now",
+        description="Looks at the weights in memory and, now and then, at the canary picture, before it answers.",
         response_class=PlainTextResponse,
     )
     async def readyz() -> str:
+        await asyncio.to_thread(components().inspect)
         readiness = components().ready()
         if not readiness.ready:
             raise _not_ready(readiness.reason)

@@ -12,7 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
 from darkroom.types import FieldError, Problem
-from darkroom.types.faults import MAX_TEXT_CHARACTERS, bounded, invalid_request
+from darkroom.types.faults import MAX_FIELD_ERRORS, MAX_TEXT_CHARACTERS, bounded, invalid_request
+from lora_registry import Reason
+from lora_registry import errors as lora_errors
 from service import errors
 from service.api import exchange, refusals
 
@@ -36,8 +38,10 @@ TABLE: dict[type[Exception], Row] = {
     refusals.Forbidden: Row(403, "forbidden", "The API key may not do this"),
     refusals.NotAcceptable: Row(406, "not_acceptable", "No acceptable representation"),
     refusals.BodyTooSlow: Row(408, "body_too_slow", "The body took too long"),
+    refusals.UploadTooSlow: Row(408, "upload_too_slow", "The upload hardly gets on"),
     refusals.BodyTooLarge: Row(413, "body_too_large", "The body is too large"),
-    refusals.UnsupportedMediaType: Row(415, "unsupported_media_type", "The body must be JSON"),
+    refusals.UnsupportedMediaType: Row(415, "unsupported_media_type", "The body is of another type"),
+    refusals.InvalidCondition: Row(400, "invalid_condition", "The condition cannot be decided"),
     refusals.Disconnected: Row(499, "disconnected", "The caller went away"),
     refusals.ShutDown: Row(503, "shutdown", "The service shut down", 5),
     errors.InvalidPrompt: Row(422, "invalid_prompt", "The prompt cannot be read"),
@@ -49,8 +53,29 @@ TABLE: dict[type[Exception], Row] = {
     errors.Draining: Row(503, "draining", "The service is shutting down", 5),
     errors.Overloaded: Row(503, "overloaded", "The queue is full", 10),
     errors.EngineStopped: Row(503, "engine_stopped", "The engine has stopped", 30),
+    errors.WeightsDamaged: Row(503, "weights_damaged", "The weights in memory are damaged", 30),
+    errors.SwapFailed: Row(503, "swap_failed", "The LoRAs could not be put in force", 5),
+    errors.UnknownLora: Row(422, "unknown_lora", "The request names a LoRA that is not there"),
+    errors.IncompatibleLora: Row(422, "incompatible_lora", "The LoRA is not for this model"),
+    errors.InvalidBlend: Row(422, "invalid_blend", "The LoRAs cannot be blended so"),
     errors.Cancelled: Row(503, "cancelled", "The work was cancelled", 5),
     errors.DeadlineExceeded: Row(504, "deadline_exceeded", "The deadline passed"),
+    lora_errors.InvalidName: Row(422, "invalid_name", "The name cannot be used"),
+    lora_errors.InvalidRef: Row(422, "invalid_ref", "The reference cannot be read"),
+    lora_errors.InvalidLabel: Row(422, "invalid_label", "The words cannot be used"),
+    lora_errors.InvalidCursor: Row(422, "invalid_cursor", "The cursor cannot be read"),
+    lora_errors.InvalidLora: Row(422, "invalid_lora", "The file is no LoRA for this service"),
+    lora_errors.DigestMismatch: Row(422, "digest_mismatch", "Other bytes arrived than were announced"),
+    lora_errors.NotExportable: Row(422, "not_exportable", "The LoRA has no equal in this form"),
+    lora_errors.LoraTooLarge: Row(413, "lora_too_large", "The file is too large"),
+    lora_errors.LoraNotFound: Row(404, "lora_not_found", "The LoRA was not found"),
+    lora_errors.VersionExists: Row(409, "version_exists", "The version is there already"),
+    lora_errors.VersionInUse: Row(409, "version_in_use", "The version is in use"),
+    lora_errors.AliasConflict: Row(412, "alias_conflict", "The alias is not as expected"),
+    lora_errors.StorageFull: Row(507, "storage_full", "The storage is full"),
+    lora_errors.StorageUnavailable: Row(503, "storage_unavailable", "The storage cannot be used", 10),
+    lora_errors.BlobMissing: Row(503, "blob_missing", "The file is not in the storage", 30),
+    lora_errors.CatalogUnavailable: Row(503, "catalog_unavailable", "The registry's database is away", 10),
 }
 MALFORMED_JSON = Row(400, "malformed_json", "The body is not JSON")
 INVALID_REQUEST = Row(422, "invalid_request", "The request is invalid")
@@ -120,7 +145,19 @@ def describe(error: BaseException) -> Fault:
             return Fault(TABLE[errors.InvalidPrompt], error.message, (found,))
         case errors.InvalidOption():
             found = FieldError(pointer=error.pointer, message=error.message)
-            return Fault(TABLE[errors.InvalidOption], error.message, (found,))
+            return Fault(TABLE[type(error)], error.message, (found,))
+        case errors.InvalidBlend():
+            found = FieldError(pointer=f"/{error.field}", message=str(error))
+            return Fault(TABLE[errors.InvalidBlend], str(error), (found,))
+        case lora_errors.InvalidLora():
+            reasons = tuple(_reason(reason) for reason in error.reasons[:MAX_FIELD_ERRORS])
+            return Fault(TABLE[lora_errors.InvalidLora], bounded(str(error)), reasons)
+        case lora_errors.VersionExists():
+            told = bounded(f"{error}; its digest is {error.digest}")
+            return Fault(TABLE[lora_errors.VersionExists], told)
+        case lora_errors.AliasConflict():
+            headers = {"ETag": f'"{error.etag}"'} if error.etag else {}
+            return Fault(TABLE[lora_errors.AliasConflict], bounded(str(error)), headers=headers)
         case refusals.Answered():
             return _answered(error)
         case errors.EngineStopped():  # its reason may name files
@@ -129,6 +166,10 @@ def describe(error: BaseException) -> Fault:
     if row is None:
         return Fault(INTERNAL, _HIDDEN)
     return _told(row, bounded(str(error)), getattr(error, "retry_after_seconds", None))
+
+
+def _reason(reason: Reason) -> FieldError:
+    return FieldError(pointer="", message=bounded(reason.message), code=reason.code)
 
 
 def _told(row: Row, detail: str, retry_after_seconds: float | None = None) -> Fault:

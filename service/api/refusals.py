@@ -30,8 +30,19 @@ class BodyTooSlow(DarkroomError):
         super().__init__(f"the body did not arrive within {limit_seconds:g} s")
 
 
+class UploadTooSlow(DarkroomError):
+    """An upload that hardly gets on, or not at all."""
+
+    def __init__(self, pace_bytes: int, seconds: float) -> None:
+        super().__init__(f"the upload brought less than {pace_bytes} bytes in {seconds:g} s")
+
+
 class UnsupportedMediaType(DarkroomError):
-    """A body that is not plain JSON."""
+    """A body that is not what the route takes: plain JSON, or a file as it is."""
+
+
+class InvalidCondition(DarkroomError):
+    """An If-Match or If-None-Match that asks for what this route cannot decide."""
 
 
 class NotAcceptable(DarkroomError):

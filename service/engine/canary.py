@@ -2,6 +2,9 @@
 
 import queue
 import time
+from dataclasses import dataclass
+
+import numpy as np
 
 from service.engine.engine import Engine
 from service.engine.orders import Done, Event, Failed, HandOver, Order
@@ -34,19 +37,25 @@ def order(engine: Engine) -> Order:
     )
 
 
-def develop(engine: Engine) -> float:
-    """Make the canary picture twice, first to warm up, then to measure; seconds of the second.
+@dataclass(frozen=True)
+class Developed:
+    """The canary picture of a warm engine, and the seconds that it took."""
+
+    pixels_HWC: np.ndarray
+    seconds: float
+
+
+def develop(engine: Engine) -> Developed:
+    """Make the canary picture twice, first to warm up, then to measure.
 
     Raises:
         UnusableImage: the model gives not-a-number, black or flat. DarkroomError: what else the engine failed with.
     """
-    seconds = 0.0
-    for _ in range(2):
-        engine.costs.forget()  # what a cold start costs says nothing about what comes
-        started = time.perf_counter()
-        picture(engine)
-        seconds = time.perf_counter() - started
-    return seconds
+    picture(engine)
+    engine.costs.forget()  # what a cold start costs says nothing about what comes
+    started = time.perf_counter()
+    done = picture(engine)
+    return Developed(done.pictures[0].pixels_HWC, time.perf_counter() - started)
 
 
 def picture(engine: Engine) -> Done:

@@ -5,15 +5,21 @@ Shapes: B rows (here 1) · k windows of 77 tokens · D1, D2 the widths of the tw
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from compel import Compel, ReturnedEmbeddingsType
 
 from darkroom.types import PromptTokens, TokenCount, TokenReport
+from lora_registry.records import Component
 from service.engine.models import Models, UNetName
 from service.engine.orders import HandOver, Order, Size
 from service.engine.prompts import ParsedPrompt, parse
+from service.engine.stacks import EMPTY, NOTHING, TextInForce
+from service.engine.tokens import TokenizerWithTokens, embedded
 from service.errors import InvalidPrompt
 
 MAX_WINDOWS = 16
@@ -65,90 +71,126 @@ class Conditioner:
 
     An unweighted prompt gives exactly what diffusers' `encode_prompt` gives. Encodings are kept, least recently used
     first out, up to `cache_bytes`.
+
+    LoRAs of the text encoders and embeddings are in force only while a prompt of the base is encoded; the refiner
+    reads every prompt as the pristine encoder does.
     """
 
     def __init__(self, models: Models, *, cache_bytes: int = 256 << 20) -> None:
         self._models = models
-        self._encoders = (
-            _compel(models.tokenizer, models.text_encoder, models.device),
-            _compel(models.tokenizer_2, models.text_encoder_2, models.device),
-        )
-        self._cache: OrderedDict[ParsedPrompt, _Encoded] = OrderedDict()
+        self._pristine = _compels(models, models.tokenizer, models.tokenizer_2)
+        self._cache: OrderedDict[tuple[ParsedPrompt, TextInForce], _Encoded] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._empty = parse("")
 
     @torch.inference_mode()
-    def conditioning(self, order: Order) -> Conditioning:
-        """Everything that the rows of an order are steered by.
+    def conditioning(
+        self, order: Order, cond_text: TextInForce = NOTHING, uncond_text: TextInForce = NOTHING
+    ) -> Conditioning:
+        """Everything that the rows of an order are steered by, with what is in force for its two prompts.
 
         Raises:
             InvalidPrompt: a prompt has more tokens, or more lowered weights, than may be encoded.
+            SwapFailed, OutOfDeviceMemory: LoRAs of the text encoders could not be put in force.
         """
-        prompt = self._encode(order.prompt, field="prompt")
-        negative = None
-        if order.guided:
-            negative = self._encode(order.negative_prompt or self._empty, field="negative_prompt")
         zeroed = self._models.force_zeros_for_empty_prompt if order.negative_prompt is None else frozenset()
         cond: dict[UNetName, Branch] = {}
         uncond: dict[UNetName, Branch] = {}
+        seen: dict[UNetName, tuple[PromptTokens, PromptTokens | None]] = {}
         for name in self._models.unets:
             if name == "refiner" and order.hand_over is None:
                 continue
+            bent = name == "base"
             times, negative_times = self._time_ids(order, name)
+            prompt = self._encode(order.prompt, cond_text if bent else NOTHING, "prompt")
             embeds = self._hidden(prompt, name)
-            if negative is None:
-                cond[name] = Branch(embeds, prompt.pooled, times)
+            if not order.guided:
+                cond[name], seen[name] = Branch(embeds, prompt.pooled, times), (prompt.tokens, None)
                 continue
-            embeds, negative_embeds = self._same_length(embeds, self._hidden(negative, name), name)
-            cond[name] = Branch(embeds, prompt.pooled, times)
+            in_force = uncond_text if bent else NOTHING
+            negative = self._encode(order.negative_prompt or self._empty, in_force, "negative_prompt")
+            negative_embeds = self._hidden(negative, name)
+            length = max(embeds.shape[1], negative_embeds.shape[1])
+            embeds = self._filled(embeds, length, name, cond_text if bent else NOTHING)
+            cond[name], seen[name] = Branch(embeds, prompt.pooled, times), (prompt.tokens, negative.tokens)
             if name in zeroed:
                 uncond[name] = Branch(
                     torch.zeros_like(embeds), torch.zeros_like(prompt.pooled), negative_times
                 )
             else:
+                negative_embeds = self._filled(negative_embeds, length, name, in_force)
                 uncond[name] = Branch(negative_embeds, negative.pooled, negative_times)
+        tokens, negative_tokens = seen["base"]
         return Conditioning(
             cond,
             uncond if order.guided else None,
             TokenReport(
-                prompt=prompt.tokens,
-                negative_prompt=negative.tokens if negative and order.negative_prompt is not None else None,
+                prompt=tokens, negative_prompt=None if order.negative_prompt is None else negative_tokens
             ),
         )
 
-    def _encode(self, prompt: ParsedPrompt, *, field: str = "prompt") -> _Encoded:
-        if (known := self._cache.get(prompt)) is not None:
-            self._cache.move_to_end(prompt)
+    def _encode(
+        self, prompt: ParsedPrompt, in_force: TextInForce = NOTHING, field: str = "prompt"
+    ) -> _Encoded:
+        key = prompt, in_force
+        if (known := self._cache.get(key)) is not None:
+            self._cache.move_to_end(key)
             return known
-        tokens_1, tokens_2 = (_allowed_tokens(encoder, prompt, field) for encoder in self._encoders)
-        hidden_1, count_1 = _weighted(self._encoders[0], prompt, tokens_1)
-        hidden_2, count_2 = _weighted(self._encoders[1], prompt, tokens_2)
-        length = max(hidden_1.shape[1], hidden_2.shape[1])
-        encoded = _Encoded(
-            _padded(self._encoders[0], hidden_1, length),
-            _padded(self._encoders[1], hidden_2, length),
-            self._encoders[1].conditioning_provider.get_pooled_embeddings(
-                [prompt.plain], device=self._models.device
-            ),
-            PromptTokens(text_encoder=count_1, text_encoder_2=count_2),
-        )
-        self._cache[prompt] = encoded
+        with self._encoders(in_force) as (one, two):
+            counts = [_allowed_tokens(encoder, prompt, field) for encoder in (one, two)]
+            hidden_1, count_1 = _weighted(one, prompt, counts[0])
+            hidden_2, count_2 = _weighted(two, prompt, counts[1])
+            length = max(hidden_1.shape[1], hidden_2.shape[1])
+            encoded = _Encoded(
+                _padded(one, hidden_1, length),
+                _padded(two, hidden_2, length),
+                two.conditioning_provider.get_pooled_embeddings([prompt.plain], device=self._models.device),
+                PromptTokens(text_encoder=count_1, text_encoder_2=count_2),
+            )
+        self._cache[prompt, in_force.detached()] = encoded
         while len(self._cache) > 1 and sum(e.size_bytes for e in self._cache.values()) > self._cache_bytes:
             self._cache.popitem(last=False)
         return encoded
+
+    @contextmanager
+    def _encoders(self, in_force: TextInForce) -> Iterator[tuple[Compel, Compel]]:
+        """Both encoders as compel takes them, bent inside the block as `in_force` says."""
+        models = self._models
+        if not in_force:
+            # As a rule they are so already; where they could not be put back, nobody may be encoded under them.
+            models.weights["text_encoder"].apply(EMPTY)
+            models.weights["text_encoder_2"].apply(EMPTY)
+            yield self._pristine
+            return
+        with ExitStack() as undo:
+            undo.enter_context(models.weights["text_encoder"].applied(in_force.text_encoder))
+            undo.enter_context(models.weights["text_encoder_2"].applied(in_force.text_encoder_2))
+            tokenizers = []
+            parts: tuple[tuple[Component, Any, Any], ...] = (
+                ("text_encoder", models.tokenizer, models.text_encoder),
+                ("text_encoder_2", models.tokenizer_2, models.text_encoder_2),
+            )
+            for component, tokenizer, encoder in parts:
+                vectors = in_force.vectors_for(component)
+                if vectors:
+                    undo.enter_context(embedded(encoder, list(vectors.values())))
+                    tokenizer = TokenizerWithTokens(tokenizer, vectors)
+                tokenizers.append(tokenizer)
+            # Made anew: compel keeps the encoding of the empty prompt, which these weights change.
+            yield _compels(models, *tokenizers)
 
     def _hidden(self, encoded: _Encoded, name: UNetName) -> torch.Tensor:
         if name == "refiner":
             return encoded.hidden_2
         return torch.cat([encoded.hidden_1, encoded.hidden_2], dim=-1)
 
-    def _same_length(
-        self, one: torch.Tensor, other: torch.Tensor, name: UNetName
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both, the shorter one filled up with windows of the empty prompt."""
-        length = max(one.shape[1], other.shape[1])
-        empty = self._hidden(self._encode(self._empty), name)
-        return _filled(one, empty, length), _filled(other, empty, length)
+    def _filled(
+        self, embeds: torch.Tensor, length: int, name: UNetName, in_force: TextInForce
+    ) -> torch.Tensor:
+        """Filled up with windows of the empty prompt."""
+        if embeds.shape[1] == length:
+            return embeds
+        return _filled(embeds, self._hidden(self._encode(self._empty, in_force), name), length)
 
     def _time_ids(self, order: Order, name: UNetName) -> tuple[torch.Tensor, torch.Tensor]:
         if name == "base":
@@ -192,6 +234,13 @@ def refiner_time_ids(order: Order, scores: HandOver | None) -> tuple[list[float]
 
 def _flat(*sizes: Size) -> list[float]:
     return [float(edge) for size in sizes for edge in size]
+
+
+def _compels(models: Models, tokenizer: object, tokenizer_2: object) -> tuple[Compel, Compel]:
+    return (
+        _compel(tokenizer, models.text_encoder, models.device),
+        _compel(tokenizer_2, models.text_encoder_2, models.device),
+    )
 
 
 def _compel(tokenizer: object, text_encoder: object, device: torch.device) -> Compel:

@@ -9,19 +9,25 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import cached_property
+from typing import NamedTuple, TypeVar
 
 import structlog
 import torch
 
-from service.engine.conditioning import Conditioner, Conditioning
+from lora_registry.records import Component
+from service.engine.arranged import Arranged
+from service.engine.conditioning import Conditioner
 from service.engine.costs import Costs
 from service.engine.loop import StepLoop
 from service.engine.memory import MemoryProfile
 from service.engine.models import Models, UNetName
 from service.engine.orders import Failed, Listener, Order, Picture, Progress
 from service.engine.pictures import Decoder, defect
+from service.engine.residency import NOBODY, DeviceResidency, Watch
+from service.engine.stacks import Stacks
 from service.engine.trajectory import Trajectory
 from service.engine.work import Work
 from service.errors import Cancelled, DarkroomError, EngineStopped, OutOfDeviceMemory, UnusableImage
@@ -30,6 +36,14 @@ log = structlog.get_logger()
 
 ObserveStep = Callable[[UNetName, float], None]
 """Told how many seconds every step of a UNet took, whoever shared it."""
+Result = TypeVar("Result")
+
+
+class Errand(NamedTuple):
+    """Something to be done on the engine's thread, or given up where the engine stops before."""
+
+    run: Callable[[], None]
+    cancel: Callable[[], bool]
 
 
 class Engine:
@@ -47,15 +61,20 @@ class Engine:
         pad: bool = False,
         max_active: int = 16,
         observe_step: ObserveStep = lambda _unet, _seconds: None,
+        device_bytes: int = 2 << 30,
+        watch: Watch = NOBODY,
     ) -> None:
         self.models = models
         self.costs = Costs()
         self._conditioner = Conditioner(models)
-        self._loop = StepLoop(models, profile, pad=pad)
+        self._loop = StepLoop(
+            models, profile, pad=pad, observe_swap=lambda seconds: watch.activated("device", seconds)
+        )
+        self._on_device = DeviceResidency(models.device, budget_bytes=device_bytes, watch=watch)
         self._profile = profile
         self._max_active = max_active
         self._observe_step = observe_step
-        self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Work | Errand | None] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._works: list[Work] = []
         self._active: list[tuple[Work, Trajectory]] = []
@@ -85,18 +104,55 @@ class Engine:
         cuda = self.models.device.type == "cuda"
         return torch.cuda.memory_allocated(self.models.device) if cuda else 0
 
-    def submit(self, order: Order, listener: Listener) -> Work:
+    def submit(
+        self, order: Order, listener: Listener, adapters: Mapping[str, Arranged] | None = None
+    ) -> Work:
         """Take an order in. The listener hears `Progress` for every step, then one `Done` or `Failed`.
+
+        `adapters` has every digest that the order's LoRAs name, in the host's memory.
 
         Raises:
             EngineStopped: the engine is closed or has died.
         """
-        work = Work(order, listener, next(self._numbers))
+        work = Work(order, listener, next(self._numbers), adapters or {})
+        self._put(work)
+        return work
+
+    def run(self, what: Callable[[], Result]) -> "Future[Result]":
+        """Have the engine's thread do something between two steps; it must be short.
+
+        Raises:
+            EngineStopped: the engine is closed or has died.
+        """
+        future: Future[Result] = Future()
+
+        def errand() -> None:
+            try:
+                future.set_result(what())
+            except Exception as exc:
+                future.set_exception(exc)
+
+        self._put(Errand(errand, future.cancel))
+        return future
+
+    def pristine_of(self, component: Component, layer: str) -> torch.Tensor:
+        """A copy of W0 of a layer that LoRAs may bend, on the CPU; waits for the engine's thread."""
+        return self.run(lambda: self.models.weights[component].pristine_of(layer)).result()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being worked on; another thread's answer is old as soon as it is given."""
+        return not self._works
+
+    def has_on_device(self, digest: str) -> bool:
+        """Whether that adapter need not be moved to be put in force."""
+        return digest in self._on_device
+
+    def _put(self, item: "Work | Errand") -> None:
         with self._gate:
             if self._closing:
                 raise EngineStopped("the engine has stopped")
-            self._inbox.put(work)
-        return work
+            self._inbox.put(item)
 
     def close(self) -> None:
         """Stop after the present step; orders that are not finished fail. Idempotent."""
@@ -122,19 +178,24 @@ class Engine:
         with self._gate:
             self._closing = True
         while not self._inbox.empty():
-            if (work := self._inbox.get()) is not None:
-                self._works.append(work)
+            item = self._inbox.get()
+            if isinstance(item, Work):
+                self._works.append(item)
+            elif item is not None:
+                item.cancel()
         for work in list(self._works):
             self._fail(work, EngineStopped("the engine stopped before the images were done"))
 
     def _take_in(self) -> None:
-        """Collect new orders; wait for one if there is nothing else to do."""
+        """Collect new orders and run errands; wait for one if there is nothing else to do."""
         idle = not self._works
         while idle or not self._inbox.empty():
-            work = self._inbox.get()
+            item = self._inbox.get()
             idle = False
-            if work is not None:
-                self._works.append(work)
+            if isinstance(item, Work):
+                self._works.append(item)
+            elif item is not None:
+                item.run()
 
     def _drop_cancelled(self) -> None:
         for work in [work for work in self._works if work.cancelled]:
@@ -148,21 +209,27 @@ class Engine:
                 return
             work = min(waiting, key=lambda work: (work.active, work.number))
             try:
-                trajectory = Trajectory(work.order, work.waiting[0], self._conditioned(work), self.models)
-            except (DarkroomError, RuntimeError, ValueError) as exc:
+                trajectory = self._trajectory(work)
+            except (DarkroomError, RuntimeError, ValueError, OSError) as exc:
                 self._fail_alone(work, exc)
                 continue
             work.waiting.popleft()
             work.active += 1
             self._active.append((work, trajectory))
 
-    def _conditioned(self, work: Work) -> Conditioning:
-        if work.conditioning is None:
+    def _trajectory(self, work: Work) -> Trajectory:
+        """The next image of an order, its adapters on the device and its prompts encoded under them."""
+        started = time.perf_counter()
+        if work.stacks is None:
             work.begin()
-            started = time.perf_counter()
-            work.conditioning = self._conditioner.conditioning(work.order)
-            work.spend("encode", time.perf_counter() - started)
-        return work.conditioning
+            adapters = {digest: self._on_device.bring(adapter) for digest, adapter in work.adapters.items()}
+            work.stacks = Stacks(work.order.loras, adapters)
+        trajectory = Trajectory(work.order, work.waiting[0], work.conditioning, self.models, work.stacks)
+        for in_force in work.stacks.texts(trajectory.steps):
+            if not work.is_conditioned(in_force):
+                work.condition(in_force, self._conditioner.conditioning(work.order, *in_force))
+        work.spend("encode", time.perf_counter() - started)
+        return trajectory
 
     def _advance(self) -> None:
         """One step for all, those of one UNet together."""

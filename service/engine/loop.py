@@ -3,6 +3,7 @@
 Mixed timesteps and prompts in one batch are exact, since a UNet treats the rows of its batch independently.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,8 +12,9 @@ import torch
 
 from service.engine.memory import MemoryProfile
 from service.engine.models import Models
+from service.engine.stacks import Stack
 from service.engine.trajectory import Row, Trajectory
-from service.errors import OutOfDeviceMemory
+from service.errors import DarkroomError, OutOfDeviceMemory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,13 +34,23 @@ class Step:
 class StepLoop:
     """Advances trajectories by one step at a time.
 
-    `pad` fills groups up to one of `BATCH_SIZES`, so that compiled code is reused.
+    `pad` fills groups up to one of `BATCH_SIZES`, so that compiled code is reused. `observe_swap` is told the seconds
+    of every change of the stack in force.
     """
 
-    def __init__(self, models: Models, profile: MemoryProfile, *, pad: bool = False) -> None:
+    def __init__(
+        self,
+        models: Models,
+        profile: MemoryProfile,
+        *,
+        pad: bool = False,
+        observe_swap: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
         self._models = models
         self._profile = profile
         self._pad = pad
+        self._weights = models.weights["unet"]
+        self._observe_swap = observe_swap
 
     def advance(self, trajectories: Sequence[Trajectory]) -> list[Step]:
         """Make one step of each. A pass that fails takes down only the trajectories that were in it."""
@@ -47,8 +59,9 @@ class StepLoop:
         for group in self._groups(row for _, rows in asked for row in rows):
             predictions: Sequence[torch.Tensor | Exception]
             try:
+                self._put_in_force(group[0])
                 predictions = self._run(group)
-            except (OutOfDeviceMemory, RuntimeError) as exc:
+            except (DarkroomError, RuntimeError) as exc:
                 predictions = [exc] * len(group)
             answers.update({id(row): answer for row, answer in zip(group, predictions, strict=True)})
         return [
@@ -57,15 +70,31 @@ class StepLoop:
         ]
 
     def _groups(self, rows: Iterable[Row]) -> list[list[Row]]:
-        """Rows of one kind together, no group larger than the memory profile allows."""
+        """Rows of one kind together, no group larger than the memory profile allows; one stack after another."""
         kinds: dict[object, list[Row]] = {}
         for row in rows:
             kinds.setdefault(row.kind, []).append(row)
         groups: list[list[Row]] = []
-        for same in kinds.values():
+        for same in self._by_stack(kinds.values()):
             size = max(1, min(self._profile.group_pixels // same[0].pixels, BATCH_SIZES[-1]))
             groups.extend(same[start : start + size] for start in range(0, len(same), size))
         return groups
+
+    def _by_stack(self, kinds: Iterable[list[Row]]) -> list[list[Row]]:
+        """Those of the stack in force first, so that two stacks that alternate cost one swap a step."""
+        stacks: dict[Stack, list[list[Row]]] = {self._weights.in_force: []}
+        for same in kinds:
+            stacks.setdefault(same[0].stack, []).append(same)
+        return [same for of_stack in stacks.values() for same in of_stack]
+
+    def _put_in_force(self, row: Row) -> None:
+        if row.unet != "base" or row.stack == self._weights.in_force:
+            return
+        started = time.perf_counter()
+        self._weights.apply(row.stack)
+        if self._models.device.type == "cuda":
+            torch.cuda.synchronize(self._models.device)
+        self._observe_swap(time.perf_counter() - started)
 
     def _run(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """Noise predictions of a group, each (1, C, h, w); where it does not fit, of its halves.

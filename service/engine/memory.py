@@ -20,12 +20,15 @@ class MemoryProfile:
     group_pixels: int
     decode_pixels: int
     tile_vae: bool
+    pristine_on_host: bool = False
+    """Keep the pristine copy of what LoRAs bend (1.9 GB for SDXL's attention, 4.5 GB for all linear layers, in float16)
+    in the host's memory: a swap then takes that much longer as the bus needs to bring it back."""
 
 
 # Estimates: about 0.35 GB of activations a row and 3.5 GB a decoded image at 1024 px in float16, beside 11.5 GB
 # of resident weights. A pass that does not fit all the same is split (loop.py), so they need not be exact.
 PROFILES = {
-    "16": MemoryProfile("16", 2 * _MEGAPIXEL, _MEGAPIXEL // 4, tile_vae=True),
+    "16": MemoryProfile("16", 2 * _MEGAPIXEL, _MEGAPIXEL // 4, tile_vae=True, pristine_on_host=True),
     "24": MemoryProfile("24", 8 * _MEGAPIXEL, _MEGAPIXEL, tile_vae=False),
     "80": MemoryProfile("80", 32 * _MEGAPIXEL, 8 * _MEGAPIXEL, tile_vae=False),
 }

@@ -1,5 +1,6 @@
 """The resident weights: base, refiner, VAE and text encoders, loaded by diffusers and laid out for serving."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ from diffusers import (
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from lora_registry.records import Component
 from service.engine import folders, presets
+from service.engine.arranged import Layout
 from service.engine.presets import Preset
+from service.engine.weights import Weights
 from service.errors import InvalidSettings, ModelNotFound
 
 UNetName = Literal["base", "refiner"]
@@ -43,6 +47,13 @@ class Models:
     """The UNets for which an absent negative prompt is zeros: of SDXL the base, not the refiner."""
     requires_aesthetics_score: bool
     """The refiner's time ids end in a score and not in a target size."""
+    weights: Mapping[Component, Weights]
+    """What LoRAs may bend: the base UNet and both text encoders. Never the refiner."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where each layer is that a LoRA may bend."""
+        return {component: weights.layout for component, weights in self.weights.items()}
 
     @property
     def has_refiner(self) -> bool:
@@ -88,6 +99,8 @@ def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
 
 
 SMALL_UNET_PARAMETERS = 50_000_000
+KEPT_BYTES = 128 << 20
+"""Of base UNet weights under LoRAs that are asked for again and again, on a CPU."""
 
 
 def pick_threads(models: Models) -> int:
@@ -106,10 +119,13 @@ def load(
     dtype: torch.dtype,
     refiner: bool = True,
     compile_unets: bool = False,
+    pristine_on_host: bool = False,
     offline: bool = False,
     token: str | None = None,
 ) -> Models:
     """Load a preset's base and, where it has one and `refiner` is true, its refiner, sharing encoder 2 and VAE.
+
+    `pristine_on_host` keeps the pristine copies of weights that LoRAs bend in the host's memory.
 
     Raises:
         ModelNotFound: a file is missing, or a folder holds something else than SDXL.
@@ -156,7 +172,31 @@ def load(
                 if pipeline.config.force_zeros_for_empty_prompt
             ),
             requires_aesthetics_score=bool(parts.refiner and parts.refiner.config.requires_aesthetics_score),
+            weights=bendable(
+                unets["base"],
+                parts.base.text_encoder,
+                parts.base.text_encoder_2,
+                pristine_on=torch.device("cpu") if pristine_on_host else None,
+                # On a CUDA device a merge takes hardly longer than a copy: both wait for its memory.
+                kept_bytes=KEPT_BYTES if device.type == "cpu" else 0,
+            ),
         )
+
+
+def bendable(
+    base: torch.nn.Module,
+    text_encoder: torch.nn.Module,
+    text_encoder_2: torch.nn.Module,
+    *,
+    pristine_on: torch.device | None = None,
+    kept_bytes: int = 0,
+) -> Mapping[Component, Weights]:
+    """The weights that LoRAs may bend; see `Weights`. Once for each module, which must be on its device."""
+    return {
+        "unet": Weights("unet", base, pristine_on=pristine_on, kept_bytes=kept_bytes),
+        "text_encoder": Weights("text_encoder", text_encoder, pristine_on=pristine_on),
+        "text_encoder_2": Weights("text_encoder_2", text_encoder_2, pristine_on=pristine_on),
+    }
 
 
 def _named(part: str, files: dict[str, Path]) -> dict[str, Path]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from darkroom.types import SchedulerName, Timings, TokenReport
+from darkroom.types import LoraScope, SchedulerName, Timings, TokenReport
+from lora_registry.records import Component
 from service.engine.prompts import ParsedPrompt
 
 Size = tuple[int, int]
@@ -20,6 +21,25 @@ class HandOver:
     """0..1, the share of the noise schedule that the base does."""
     aesthetic_score: float
     negative_aesthetic_score: float
+
+
+@dataclass(frozen=True)
+class LoraOrder:
+    """One LoRA or embedding of an order: which bytes, how strong, and where it counts."""
+
+    ref: str
+    """`name@3`."""
+    name: str
+    digest: str
+    auto_v3: str = ""
+    weight: float = 1.0
+    scope: LoraScope = "both"
+    start: float = 0.0
+    end: float = 1.0
+    components: tuple[tuple[Component, float], ...] = ()
+    """Factors on the weight; 1 for a component that is not named."""
+    blocks: tuple[tuple[str, float], ...] = ()
+    """Factors on the weight for parts of the base UNet, by the beginning of a layer's name."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,7 @@ class Order:
     negative_original_size: Size | None
     negative_crops_coords_top_left: Size
     negative_target_size: Size | None
+    loras: tuple[LoraOrder, ...] = ()
     previews: bool = False
 
     @property

@@ -1,5 +1,6 @@
 """One image on its way from noise to latents: its own scheduler, its own generator, its own step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,10 @@ from service.engine.conditioning import Branch, Conditioning
 from service.engine.models import Models, UNetName
 from service.engine.orders import Order
 from service.engine.schedulers import Leg
+from service.engine.stacks import EMPTY, NO_LORAS, Side, Stack, Stacks, TextInForce
+
+Conditionings = Callable[[TextInForce, TextInForce], Conditioning]
+"""The conditioning of an order for what is in force for its two prompts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +28,13 @@ class Row:
     branch: Branch
     pixels: int
     """Of the final image, by which cost and memory are reckoned."""
+    stack: Stack = EMPTY
+    """The LoRAs that must be in force; always empty for the refiner."""
 
     @property
-    def kind(self) -> tuple[UNetName, torch.Size, int]:
+    def kind(self) -> tuple[UNetName, Stack, torch.Size, int]:
         """Rows of one kind may share a forward pass."""
-        return self.unet, self.latents.shape, self.branch.prompt_embeds.shape[1]
+        return self.unet, self.stack, self.latents.shape, self.branch.prompt_embeds.shape[1]
 
 
 class Trajectory:
@@ -37,11 +44,19 @@ class Trajectory:
     numbers nor on who shares its batch. It goes on from base to refiner: the same noise is never used twice.
     """
 
-    def __init__(self, order: Order, index: int, conditioning: Conditioning, models: Models) -> None:
+    def __init__(
+        self,
+        order: Order,
+        index: int,
+        conditionings: Conditionings,
+        models: Models,
+        stacks: Stacks = NO_LORAS,
+    ) -> None:
         self.order = order
         self.index = index
         self.seed = order.seeds[index]
-        self._conditioning = conditioning
+        self._conditionings = conditionings
+        self._stacks = stacks
         self._generator = torch.Generator("cpu").manual_seed(self.seed)
         self._legs = _legs(order, models)
         self.base_steps, self.refiner_steps = len(self._legs["base"]), len(self._legs.get("refiner", ()))
@@ -79,10 +94,22 @@ class Trajectory:
         name, _ = self._schedule[self.step]
         timestep = self._timestep()
         latents = self._legs[name].scheduler.scale_model_input(self.latents, timestep)
-        branches = [self._conditioning.cond[name]]
-        if self._conditioning.uncond is not None:
-            branches.insert(0, self._conditioning.uncond[name])
-        return [Row(name, latents, timestep, branch, self.order.pixels) for branch in branches]
+        done = self.step / self.steps
+        conditioning = self._conditionings(self._stacks.text("cond", done), self._stacks.text("uncond", done))
+        sides: list[tuple[Side, Branch]] = [("cond", conditioning.cond[name])]
+        if conditioning.uncond is not None:
+            sides.insert(0, ("uncond", conditioning.uncond[name]))
+        return [
+            Row(
+                name,
+                latents,
+                timestep,
+                branch,
+                self.order.pixels,
+                self._stacks.unet(side, done) if name == "base" else EMPTY,
+            )
+            for side, branch in sides
+        ]
 
     def advance(self, noise_predictions: list[torch.Tensor]) -> None:
         """Make one scheduler step; `noise_predictions` answer `rows()`, each (1, C, H/f, W/f)."""

@@ -3,19 +3,26 @@
 import threading
 import time
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from typing import Literal
 
 from darkroom.types import Timings
+from service.engine.arranged import Arranged
 from service.engine.conditioning import Conditioning
 from service.engine.costs import Stage
 from service.engine.orders import Done, Listener, Order, Picture
+from service.engine.stacks import Stacks, TextInForce
 
 
 class Work:
     """One submitted order. It belongs to the engine's thread; others may only `cancel` it and read `cancelled`."""
 
-    def __init__(self, order: Order, listener: Listener, number: int) -> None:
+    def __init__(
+        self, order: Order, listener: Listener, number: int, adapters: Mapping[str, Arranged]
+    ) -> None:
         self.order = order
+        self.adapters = adapters
+        """By digest, in the host's memory; held until the order ends, whatever is evicted meanwhile."""
         self.listener = listener
         self.number = number
         """Orders are numbered as they come."""
@@ -23,7 +30,9 @@ class Work:
         """Indices of images that are not on their way yet."""
         self.active = 0
         """Images on their way."""
-        self.conditioning: Conditioning | None = None
+        self.stacks: Stacks | None = None
+        """Once the adapters are on the device."""
+        self._conditionings: dict[tuple[TextInForce, TextInForce], Conditioning] = {}
         self._pictures: dict[int, Picture] = {}
         self._seconds: defaultdict[Stage | Literal["encode"], float] = defaultdict(float)
         self._submitted_at = time.perf_counter()
@@ -47,6 +56,18 @@ class Work:
         """Note that it waits no longer."""
         self._queue_seconds = time.perf_counter() - self._submitted_at
 
+    def is_conditioned(self, in_force: tuple[TextInForce, TextInForce]) -> bool:
+        """Whether that conditioning is there."""
+        return in_force in self._conditionings
+
+    def condition(self, in_force: tuple[TextInForce, TextInForce], conditioning: Conditioning) -> None:
+        """Take in the conditioning for what is in force for the two prompts."""
+        self._conditionings[in_force] = conditioning
+
+    def conditioning(self, cond: TextInForce, uncond: TextInForce) -> Conditioning:
+        """The conditioning for what is in force for the two prompts."""
+        return self._conditionings[cond, uncond]
+
     def spend(self, stage: Stage | Literal["encode"], seconds: float) -> None:
         """Note its share of the device's time."""
         self._seconds[stage] += seconds
@@ -57,10 +78,10 @@ class Work:
 
     def done(self) -> Done:
         """The order's end, once it is complete."""
-        assert self.conditioning is not None
+        conditioning = next(iter(self._conditionings.values()))
         return Done(
             pictures=tuple(self._pictures[index] for index in sorted(self._pictures)),
-            tokens=self.conditioning.tokens,
+            tokens=conditioning.tokens,
             timings=Timings(
                 queue=self._queue_seconds,
                 encode=self._seconds["encode"],

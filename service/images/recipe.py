@@ -68,6 +68,9 @@ def parameters_text(receipt: Receipt) -> str:
     if receipt.refiner:
         settings["Refiner"] = f"{receipt.model} refiner"
         settings["Refiner switch at"] = _plain(receipt.refiner.denoising_end)
+    hashes = ", ".join(f"{lora.ref.partition('@')[0]}: {lora.auto_v3}" for lora in receipt.loras)
+    if hashes:
+        settings["Lora hashes"] = hashes
     lines = [_safe_prompt(receipt.prompt)]
     if receipt.negative_prompt:
         lines.append(f"Negative prompt: {_safe_prompt(receipt.negative_prompt)}")

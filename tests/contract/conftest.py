@@ -9,6 +9,7 @@ from in_process import Async, Caller, Served, Sync, settle
 from service import wiring
 from service.engine import memory
 from service.engine.engine import Engine
+from service.engine.residency import Watch
 from service.metrics import Metrics
 from service.settings import Settings
 from service.wiring import Components
@@ -40,8 +41,8 @@ def serve(monkeypatch, models) -> Iterator[Callable[..., Served]]:
     running: list[Components] = []
 
     def start(over=models, **settings: Any) -> Served:
-        def load_engine(_settings: Settings, _metrics: Metrics) -> Engine:
-            return Engine(over, memory.PROFILES["24"])
+        def load_engine(_settings: Settings, _metrics: Metrics, watch: Watch) -> Engine:
+            return Engine(over, memory.PROFILES["24"], watch=watch)
 
         monkeypatch.setattr(wiring, "load_engine", load_engine)
         components = wiring.build(Settings(_env_file=None, model="pocket", **settings))

@@ -36,7 +36,7 @@ def test_a_request_while_loading_is_told_when_to_come_back(kind):
 
 @BOTH
 def test_a_model_that_cannot_be_loaded_asks_for_a_restart(kind, serve, monkeypatch):
-    def load_engine(_settings, _metrics):
+    def load_engine(_settings, _metrics, _watch):
         raise ModelNotFound("/models/base/unet is missing")
 
     components = wiring.build(Settings(_env_file=None))
@@ -130,6 +130,9 @@ class Mortal:
         if self.dead:
             raise KeyError("not a fault of the request")
         return self._real(*args, **kwargs)
+
+    def state_dict(self):
+        return self._real.state_dict()
 
 
 @BOTH

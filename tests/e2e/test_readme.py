@@ -1,5 +1,6 @@
 """The README's promises: its commands exist and its code runs, against a service started as it says."""
 
+import io
 import re
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import pytest
 from PIL import Image
 
+from darkroom import Darkroom
+from lora_files import lora_file
 from processes import ROOT, serving, wait_until_ready
 
 pytestmark = pytest.mark.e2e
@@ -51,9 +54,21 @@ def test_its_curl_command_leaves_a_picture(url, tmp_path):
 
 
 def test_its_python_code_saves_four_pictures(url, tmp_path):
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     done = subprocess.run(
         [sys.executable, "-c", at(url, code)], cwd=tmp_path, check=True, capture_output=True, text=True
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"star-{seed}.png" for seed in (10, 7, 8, 9)]
     assert "total=" in done.stdout
+
+
+def test_its_lora_code_publishes_and_uses_what_it_says(url, tmp_path):
+    _, code = blocks("python")
+    (tmp_path / "ink-wash.safetensors").write_bytes(lora_file(1))
+    with Darkroom(url) as client:
+        client.loras.publish("wrong", io.BytesIO(lora_file(2)))
+        done = subprocess.run(
+            [sys.executable, "-c", at(url, code)], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        assert done.stdout.startswith("ink-wash@1 ['unet']")
+        assert client.loras.alias("ink-wash", "prod").version == 1

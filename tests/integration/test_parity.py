@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -64,7 +65,9 @@ def together(
 ) -> list[torch.Tensor]:
     """Latents of each order's first image, made in one loop that a new trajectory joins at every step."""
     loop = StepLoop(models, memory.PROFILES["24"], pad=pad)
-    trajectories = [Trajectory(order, 0, conditioner.conditioning(order), models) for order in orders]
+    trajectories = [
+        Trajectory(order, 0, partial(conditioner.conditioning, order), models) for order in orders
+    ]
     waiting, active = list(trajectories), []
     while waiting or active:
         if waiting:
@@ -134,7 +137,7 @@ def test_handing_over_at_one_leaves_everything_to_the_base(models, conditioner):
 
 def test_handing_over_at_zero_leaves_everything_to_the_refiner(models, conditioner):
     order = an_order(hand_over=0.0)
-    trajectory = Trajectory(order, 0, conditioner.conditioning(order), models)
+    trajectory = Trajectory(order, 0, partial(conditioner.conditioning, order), models)
     assert (trajectory.base_steps, trajectory.refiner_steps) == (0, order.num_inference_steps)
     (latents,) = together(models, [order], conditioner)
     assert torch.isfinite(latents).all()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from darkroom.types import Accepted, GenerateRequest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, no_loras
 from service.engine.orders import Progress
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded, UnusableImage
 from service.generation import Generated, Generation
@@ -23,6 +23,7 @@ class Studio:
         self.runs = Runs(max_queue_seconds=100, metrics=self.metrics)
         self.generation = Generation(
             engine=lambda: self.engine,
+            adapters=no_loras(),
             runs=self.runs,
             encoding=ThreadPoolExecutor(1),
             metrics=self.metrics,

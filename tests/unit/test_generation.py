@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from darkroom.types import GenerateRequest, Output, Refiner
-from fake_engine import TIMINGS, TOKENS, FakeEngine
+from fake_engine import TIMINGS, TOKENS, FakeEngine, no_loras
 from service import generation as module
 from service import images
 from service.engine.orders import HandOver
@@ -41,6 +41,7 @@ class Studio:
         self.encoding = ThreadPoolExecutor(2, thread_name_prefix="encode-image")
         self.generation = Generation(
             engine=lambda: self.engine,
+            adapters=no_loras(),
             runs=Runs(max_queue_seconds=100, metrics=self.metrics),
             encoding=self.encoding,
             metrics=self.metrics,

@@ -2,11 +2,20 @@
 
 import threading
 
+import numpy as np
 import pytest
 
 from fake_engine import FakeEngine
+from lora_registry import faults
 from service import wiring
-from service.errors import EngineStopped, ModelLoading, ModelNotFound, UnusableImage
+from service.errors import (
+    EngineStopped,
+    InvalidSettings,
+    ModelLoading,
+    ModelNotFound,
+    UnusableImage,
+    WeightsDamaged,
+)
 from service.settings import Settings
 from service.wiring import Readiness
 
@@ -20,6 +29,8 @@ class Site:
         self.canary_error: Exception | None = None
         monkeypatch.setattr(wiring, "load_engine", self._load)
         monkeypatch.setattr(wiring.canary, "develop", self._develop)
+        monkeypatch.setattr(wiring, "Guard", self._guard)
+        self.damage: str | None = None
         self.components = wiring.build(Settings(_env_file=None, max_queue_seconds=7))
 
     def load(self) -> None:
@@ -34,7 +45,18 @@ class Site:
     def metric(self, name: str, /, **labels: str) -> float | None:
         return self.components.metrics.registry.get_sample_value(f"darkroom_{name}", labels)
 
-    def _load(self, _settings, _metrics):
+    def _guard(self, _engine, _pixels, **_options):
+        site = self
+
+        class Guard:
+            damage: str | None = None
+
+            def look(self) -> None:
+                self.damage = site.damage
+
+        return Guard()
+
+    def _load(self, _settings, _metrics, _watch):
         self.loads += 1
         self.may_load.wait(timeout=10)
         if self.load_error is not None:
@@ -45,7 +67,7 @@ class Site:
         assert engine.alive
         if self.canary_error is not None:
             raise self.canary_error
-        return 0.5
+        return wiring.canary.Developed(np.zeros((8, 8, 3), np.uint8), 0.5)
 
 
 @pytest.fixture
@@ -150,3 +172,24 @@ def test_settings_that_name_what_is_not_there_fail_the_load_readably(settings, m
     components._resident._thread.join(timeout=10)
     assert message in components.ready().reason
     components.close()
+
+
+def test_damaged_weights_end_readiness_at_the_next_look_and_no_picture_is_made(site):
+    site.load()
+    site.components.inspect()
+    assert site.components.ready() == Readiness(True, "ready")
+    site.damage = "2 tensors are not as they were loaded"
+    site.components.inspect()
+    assert site.components.ready().reason == "failed: damaged: 2 tensors are not as they were loaded"
+    assert not site.components.alive()
+    with pytest.raises(WeightsDamaged):
+        site.components.engine()
+
+
+def test_a_service_whose_faults_are_armed_does_not_start():
+    faults.load("publish.after_blob=kill")
+    try:
+        with pytest.raises(InvalidSettings, match=faults.VARIABLE):
+            wiring.build(Settings(_env_file=None))
+    finally:
+        faults.load("")

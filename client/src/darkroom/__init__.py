@@ -5,6 +5,7 @@
 """
 
 from darkroom._async_client import AsyncDarkroom
+from darkroom._async_loras import AsyncLoraRegistry
 from darkroom._client import Darkroom
 from darkroom._connection import Timeouts
 from darkroom._errors import (
@@ -28,11 +29,18 @@ from darkroom._errors import (
 from darkroom._files import PictureFile
 from darkroom._http import VERSION as __version__
 from darkroom._images import Generation, Image
+from darkroom._loras import LoraRegistry
 from darkroom._streams import AsyncStream, Progress, Stream, StreamEvent
 from darkroom.types import (
     Accepted,
+    BlendSource,
     FieldError,
     GenerateRequest,
+    Lora,
+    LoraAlias,
+    LoraInspection,
+    LoraUse,
+    LoraVersion,
     Output,
     Problem,
     Receipt,
@@ -46,9 +54,11 @@ __all__ = [
     "APIError",
     "Accepted",
     "AsyncDarkroom",
+    "AsyncLoraRegistry",
     "AsyncStream",
     "AuthenticationFailed",
     "BadResponse",
+    "BlendSource",
     "Conflict",
     "ConnectionFailed",
     "Darkroom",
@@ -59,6 +69,12 @@ __all__ = [
     "Generation",
     "Image",
     "InvalidRequest",
+    "Lora",
+    "LoraAlias",
+    "LoraInspection",
+    "LoraRegistry",
+    "LoraUse",
+    "LoraVersion",
     "NotFound",
     "Output",
     "PayloadTooLarge",

@@ -7,11 +7,12 @@ from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from darkroom import _calls, _http
+from darkroom._async_loras import AsyncLoraRegistry
 from darkroom._connection import DEFAULT_MAX_RETRIES, Timeouts, resolve
 from darkroom._errors import DarkroomError, refused_before_sending
 from darkroom._exchange import Failure, Outcome, Outside, Send, Sleep, Steps, exchange
 from darkroom._images import Generation
-from darkroom._options import Options
+from darkroom._options import Loras, Options, lora_uses, request_from
 from darkroom._replies import Reply
 from darkroom._streams import AsyncStream, Reading, StreamEvent
 from darkroom._waiting import until_ready
@@ -62,6 +63,7 @@ class AsyncDarkroom:
         seed: int | None = None,
         num_images: int = 1,
         refiner: Refiner | None = None,
+        loras: Loras = (),
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] = (0, 0),
         target_size: tuple[int, int] | None = None,
@@ -85,6 +87,7 @@ class AsyncDarkroom:
                 seed=seed,
                 num_images=num_images,
                 refiner=refiner,
+                loras=lora_uses(loras),
                 original_size=original_size,
                 crops_coords_top_left=crops_coords_top_left,
                 target_size=target_size,
@@ -104,12 +107,17 @@ class AsyncDarkroom:
     def stream(self, prompt: str, *, previews: bool = False, **options: Unpack[Options]) -> AsyncStream:
         """Every step on the way to the pictures, as `Darkroom.stream`: `async with`, `async for`."""
         with refused_before_sending():
-            request = GenerateRequest(prompt=prompt, previews=previews, **options)
+            request = request_from(prompt, options, previews=previews)
         return self.stream_request(request)
 
     def stream_request(self, request: GenerateRequest) -> AsyncStream:
         """The same of a request that is already made."""
         return AsyncStream(self._events(_calls.stream(request)))
+
+    @property
+    def loras(self) -> AsyncLoraRegistry:
+        """The LoRAs that the service has, as `Darkroom.loras`."""
+        return AsyncLoraRegistry(self._call)
 
     async def info(self) -> ServiceInfo:
         """What the service is and what it can do."""
@@ -182,8 +190,11 @@ class AsyncDarkroom:
                 return _http.reply_of(response, [])
             try:
                 chunks: list[bytes] = []
+                take = chunks.append
+                if (download := _http.download_of(step, response)) is not None:
+                    take = download.write
                 async for chunk in response.aiter_bytes():
-                    chunks.append(chunk)
+                    take(chunk)
                     # The library's read limit starts anew with every chunk; ours does not.
                     if self._outside.now() > step.give_up_at:
                         return Failure("timeout")

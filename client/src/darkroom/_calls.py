@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
+from darkroom._transfers import Download, Upload
 from darkroom.types import GenerateRequest, GenerateResponse, ServiceInfo
 
 T_co = TypeVar("T_co", covariant=True)
 
 EVENT_STREAM = "text/event-stream"
-_QUICK_SECONDS = 30.0
+QUICK_SECONDS = 30.0
 """Endpoints that answer from memory do not get the patience of a picture."""
 
 
@@ -20,9 +21,10 @@ class Call(Generic[T_co]):
     `decode` turns the body of a 2xx answer into the value; it raises pydantic's `ValidationError` where the
     body is something else. `idempotent` says that a second sending costs nothing and changes nothing, so
     that the call may be repeated after a fault that leaves open whether the first one was carried out.
+    `upload` is sent in the place of a `body`; the body of a 200 goes into `download` in the place of `decode`.
     """
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     decode: Callable[[bytes], T_co]
     # Prompts are private: a logged Call must not show one.
@@ -30,6 +32,9 @@ class Call(Generic[T_co]):
     headers: tuple[tuple[str, str], ...] = ()
     idempotent: bool = False
     longest_seconds: float | None = None
+    query: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    upload: Upload | None = field(default=None, repr=False)
+    download: Download | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -61,14 +66,14 @@ def stream(request: GenerateRequest) -> Call[bytes]:
 def info() -> Call[ServiceInfo]:
     """What the service is and what it can do."""
     return Call(
-        "GET", "/v1/info", ServiceInfo.model_validate_json, idempotent=True, longest_seconds=_QUICK_SECONDS
+        "GET", "/v1/info", ServiceInfo.model_validate_json, idempotent=True, longest_seconds=QUICK_SECONDS
     )
 
 
 def ready() -> Call[None]:
     """Nothing, once pictures can be made; the status says it all, so the body is not looked at."""
-    return Call("GET", "/readyz", _nothing, idempotent=True, longest_seconds=_QUICK_SECONDS)
+    return Call("GET", "/readyz", nothing, idempotent=True, longest_seconds=QUICK_SECONDS)
 
 
-def _nothing(_body: bytes) -> None:
-    return None
+def nothing(_body: bytes) -> None:
+    """The value of a call whose answer says it all by its status."""

@@ -11,7 +11,8 @@ from darkroom._connection import DEFAULT_MAX_RETRIES, Timeouts, resolve
 from darkroom._errors import DarkroomError, refused_before_sending
 from darkroom._exchange import Failure, Outcome, Outside, Send, Sleep, Steps, exchange
 from darkroom._images import Generation
-from darkroom._options import Options
+from darkroom._loras import LoraRegistry
+from darkroom._options import Loras, Options, lora_uses, request_from
 from darkroom._replies import Reply
 from darkroom._streams import Reading, Stream, StreamEvent
 from darkroom._waiting import until_ready
@@ -66,6 +67,7 @@ class Darkroom:
         seed: int | None = None,
         num_images: int = 1,
         refiner: Refiner | None = None,
+        loras: Loras = (),
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] = (0, 0),
         target_size: tuple[int, int] | None = None,
@@ -79,8 +81,8 @@ class Darkroom:
         """Pictures of a prompt.
 
         The arguments are those of `GenerateRequest`, where each is explained. Prompts are in compel's syntax:
-        `(phrase)1.3`, `(phrase)++`, `word-`. `timeout_seconds` is the service's deadline, after which it
-        stops working on the request.
+        `(phrase)1.3`, `(phrase)++`, `word-`. `loras` are refs, or `LoraUse` with weight and scope.
+        `timeout_seconds` is the service's deadline, after which it stops working on the request.
 
         Raises: `InvalidRequest` before anything is sent where a value cannot be right, else any
         `DarkroomError`.
@@ -101,6 +103,7 @@ class Darkroom:
                 seed=seed,
                 num_images=num_images,
                 refiner=refiner,
+                loras=lora_uses(loras),
                 original_size=original_size,
                 crops_coords_top_left=crops_coords_top_left,
                 target_size=target_size,
@@ -144,12 +147,17 @@ class Darkroom:
         <Image 64×64 image/png, 0.4 kB, seed 7>
         """
         with refused_before_sending():
-            request = GenerateRequest(prompt=prompt, previews=previews, **options)
+            request = request_from(prompt, options, previews=previews)
         return self.stream_request(request)
 
     def stream_request(self, request: GenerateRequest) -> Stream:
         """The same of a request that is already made."""
         return Stream(self._events(_calls.stream(request)))
+
+    @property
+    def loras(self) -> LoraRegistry:
+        """The LoRAs that the service has: publish, list, move aliases, download."""
+        return LoraRegistry(self._call)
 
     def info(self) -> ServiceInfo:
         """What the service is and what it can do.
@@ -231,8 +239,11 @@ class Darkroom:
                 return _http.reply_of(response, [])
             try:
                 chunks: list[bytes] = []
+                take = chunks.append
+                if (download := _http.download_of(step, response)) is not None:
+                    take = download.write
                 for chunk in response.iter_bytes():
-                    chunks.append(chunk)
+                    take(chunk)
                     # The library's read limit starts anew with every chunk; ours does not.
                     if self._outside.now() > step.give_up_at:
                         return Failure("timeout")

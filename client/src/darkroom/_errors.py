@@ -8,7 +8,7 @@ DarkroomError
 └── APIError                  the service said no, and why (`.problem`, `.status`)
     ├── InvalidRequest        400, 422; also raised before anything is sent
     ├── AuthenticationFailed  401        PermissionDenied  403
-    ├── NotFound              404        Conflict          409
+    ├── NotFound              404        Conflict          409, 412
     ├── PayloadTooLarge       413        UnsupportedMedia  415
     ├── RateLimited           429
     └── ServerError           any 5xx
@@ -89,9 +89,7 @@ class APIError(DarkroomError):
         facts = f"{self.status} {self.code}"
         if self.request_id:
             facts += f", request {self.request_id}"
-        untold = [
-            error for error in self.errors if f"{error.pointer}: {error.message}" not in self.problem.detail
-        ]
+        untold = [error for error in self.errors if _told(error) not in self.problem.detail]
         return "\n".join([f"{self.problem.detail} ({facts})", *map(_field_line, untold)])
 
 
@@ -113,7 +111,7 @@ class NotFound(APIError):
 
 
 class Conflict(APIError):
-    """409: the state of the thing does not allow it."""
+    """409: the state of the thing does not allow it. 412: it is not in the state that you expected."""
 
 
 class PayloadTooLarge(APIError):
@@ -146,6 +144,7 @@ _BY_STATUS: dict[int, type[APIError]] = {
     403: PermissionDenied,
     404: NotFound,
     409: Conflict,
+    412: Conflict,
     413: PayloadTooLarge,
     415: UnsupportedMedia,
     422: InvalidRequest,
@@ -173,6 +172,11 @@ def refused_before_sending() -> Iterator[None]:
 def refusal_of(error: ValidationError) -> Problem:
     """The problem that the service answers to such a request."""
     return invalid_request(error.errors(include_url=False, include_input=False))
+
+
+def _told(error: FieldError) -> str:
+    """How the detail of a problem has it, where it does."""
+    return f"{error.pointer}: {error.message}" if error.pointer else error.message
 
 
 def _field_line(error: FieldError) -> str:

@@ -7,8 +7,10 @@ from.
 
 import importlib.metadata
 import sys
+from collections.abc import AsyncIterable, Iterable
 from types import ModuleType
 from typing import Any, Protocol
+from urllib.parse import urlencode
 
 import httpx as httpx  # re-exported: testing takes it from here
 
@@ -16,6 +18,7 @@ from darkroom._calls import EVENT_STREAM
 from darkroom._connection import Connection
 from darkroom._exchange import Failure, Send
 from darkroom._replies import Reply
+from darkroom._transfers import Download
 
 try:
     VERSION = importlib.metadata.version("darkroom-client")
@@ -23,13 +26,14 @@ except importlib.metadata.PackageNotFoundError:  # run from a checkout
     VERSION = "0+checkout"
 
 _Timeouts = tuple[float, float, float, float]
+_Content = bytes | Iterable[bytes] | AsyncIterable[bytes] | None
 
 
 class HttpClient(Protocol):
     """What is asked of an HTTP client; `httpx.Client` has it."""
 
     def build_request(
-        self, method: str, url: str, *, content: bytes | None, headers: dict[str, str], timeout: _Timeouts
+        self, method: str, url: str, *, content: _Content, headers: dict[str, str], timeout: _Timeouts
     ) -> Any: ...
 
     def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any: ...
@@ -41,7 +45,7 @@ class AsyncHttpClient(Protocol):
     """What is asked of an asynchronous HTTP client; `httpx.AsyncClient` has it."""
 
     def build_request(
-        self, method: str, url: str, *, content: bytes | None, headers: dict[str, str], timeout: _Timeouts
+        self, method: str, url: str, *, content: _Content, headers: dict[str, str], timeout: _Timeouts
     ) -> Any: ...
 
     async def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any: ...
@@ -80,14 +84,32 @@ def build_request(http_client: HttpClient | AsyncHttpClient, step: Send, connect
     }
     if connection.api_key is not None:
         headers["Authorization"] = f"Bearer {connection.api_key.get_secret_value()}"
+    query = f"?{urlencode(step.call.query)}" if step.call.query else ""
     return http_client.build_request(
         step.call.method,
-        connection.base_url + step.call.path,
-        content=step.call.body,
+        connection.base_url + step.call.path + query,
+        content=_content(step, is_async=hasattr(http_client, "aclose")),
         headers=headers,
         # connect, read, write, pool
         timeout=(step.connect_seconds, step.read_seconds, step.read_seconds, step.read_seconds),
     )
+
+
+def _content(step: Send, *, is_async: bool) -> _Content:
+    upload = step.call.upload
+    if upload is None:
+        return step.call.body
+    return upload.async_chunks() if is_async else upload.chunks()
+
+
+def download_of(step: Send, response: Any) -> Download | None:
+    """Where the body of this response goes, made ready for it; None where it is an answer to be read."""
+    download = step.call.download
+    if download is None or response.status_code != 200:
+        return None
+    size_bytes = str(response.headers.get("content-length", ""))
+    download.begin(int(size_bytes) if size_bytes.isdecimal() else 0)
+    return download
 
 
 def reply_of(response: Any, chunks: list[bytes]) -> Reply:

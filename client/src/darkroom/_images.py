@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from darkroom._files import PictureFile, decoded
-from darkroom.types import GeneratedImage, GenerateResponse, Receipt, Timings, TokenReport
+from darkroom.types import GeneratedImage, GenerateResponse, LoraServed, Receipt, Timings, TokenReport
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +49,8 @@ class Generation(Sequence[Image]):
     """Seconds by stage."""
     tokens: TokenReport | None = None
     """Only where the request asked with `tokens=True`."""
+    loras: tuple[LoraServed, ...] = ()
+    """What the refs of the request meant, and the tier that each LoRA was found in."""
 
     @classmethod
     def from_response(cls, response: GenerateResponse) -> "Generation":
@@ -57,7 +59,9 @@ class Generation(Sequence[Image]):
         Raises: `BadResponse` where a picture is not base64.
         """
         images = tuple(_image(image) for image in response.images)
-        return cls(response.id, response.model, images, response.timings, response.tokens)
+        return cls(
+            response.id, response.model, images, response.timings, response.tokens, tuple(response.loras)
+        )
 
     @property
     def image(self) -> Image:

@@ -1,8 +1,12 @@
 """The keywords of an order for pictures, for the methods that hand them on."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
-from darkroom.types import Output, Refiner, SchedulerName
+from darkroom.types import GenerateRequest, LoraUse, Output, Refiner, SchedulerName
+
+Loras = Sequence[LoraUse | str]
+"""A ref alone, `"ink-wash:prod"`, is that LoRA at a weight of 1."""
 
 
 class Options(TypedDict, total=False):
@@ -17,6 +21,7 @@ class Options(TypedDict, total=False):
     seed: int | None
     num_images: int
     refiner: Refiner | None
+    loras: Loras
     original_size: tuple[int, int] | None
     crops_coords_top_left: tuple[int, int]
     target_size: tuple[int, int] | None
@@ -26,3 +31,14 @@ class Options(TypedDict, total=False):
     output: Output
     tokens: bool
     timeout_seconds: float | None
+
+
+def lora_uses(loras: Loras) -> tuple[LoraUse, ...]:
+    """What a request says of them."""
+    return tuple(LoraUse(ref=lora) if isinstance(lora, str) else lora for lora in loras)
+
+
+def request_from(prompt: str, options: Options, *, previews: bool) -> GenerateRequest:
+    """The request that keywords make up. Raises pydantic's `ValidationError`."""
+    loras = lora_uses(options.get("loras", ()))
+    return GenerateRequest.model_validate({**options, "prompt": prompt, "previews": previews, "loras": loras})

@@ -18,6 +18,7 @@ from darkroom._client import Darkroom
 from darkroom._connection import DEFAULT_MAX_RETRIES
 from darkroom._errors import refusal_of
 from darkroom._exchange import Outside
+from darkroom._fake_loras import Asked, FakeLoras, Refused
 from darkroom._fake_pictures import can_encode, generated
 from darkroom._http import httpx
 from darkroom.types import (
@@ -76,7 +77,7 @@ class Received:
 
 class FakeDarkroom:
     """A service in memory: real protocol, small pictures that depend on prompt, seed and size, and faults
-    on order.
+    on order. It keeps the LoRAs that are published to it, whatever they are.
 
     With an `api_key` it lets in only clients that hold it. `sleeps` are the seconds that clients would have
     waited before their retries.
@@ -98,6 +99,7 @@ class FakeDarkroom:
         self._failures: list[tuple[httpx.Response | Exception, bool]] = []
         """Each with whether it strikes midway."""
         self._ids = itertools.count(1)
+        self._loras = FakeLoras()
 
     def fail_next(
         self,
@@ -168,6 +170,8 @@ class FakeDarkroom:
             return failure
         if self._api_key and request.headers.get("authorization") != f"Bearer {self._api_key}":
             return _refusal(401)
+        if request.url.path.startswith(("/v1/loras", "/v1/lora-versions/")):
+            return self._registry_answer(request)
         match request.method, request.url.path:
             case "POST", "/v1/generate":
                 if isinstance(order, Problem):
@@ -183,6 +187,16 @@ class FakeDarkroom:
             case "GET", "/readyz":
                 return _json(200, "{}")
         return _refusal(404)
+
+    def _registry_answer(self, request: httpx.Request) -> httpx.Response:
+        query = {name: request.url.params.get_list(name) for name in request.url.params}
+        path = request.url.raw_path.decode("ascii").partition("?")[0]
+        asked = Asked(request.method, path, query, dict(request.headers), request.content)
+        try:
+            answer = self._loras.answer(asked)
+        except Refused as refused:
+            return _problem(refused.problem)
+        return httpx.Response(answer.status, content=answer.body, headers=dict(answer.headers))
 
 
 def _order_in(request: httpx.Request) -> GenerateRequest | Problem | None:

@@ -15,6 +15,7 @@ from darkroom.types import (
     GeneratedImage,
     GenerateRequest,
     GenerateResponse,
+    LoraServed,
     Receipt,
     ServiceInfo,
     Timings,
@@ -41,6 +42,7 @@ class Generated:
     id: str = "gen_1"
     model: str = "stand-in"
     timings: Timings = TIMINGS
+    loras: tuple[LoraServed, ...] = ()
 
     @property
     def images(self) -> tuple[SimpleNamespace, ...]:
@@ -123,6 +125,9 @@ class StandIn:
 
     def alive(self) -> bool:
         return self.living
+
+    def inspect(self) -> None:
+        """Nothing: it has no weights."""
 
     def info(self) -> ServiceInfo:
         return ServiceInfo.model_construct(name="darkroom", version="0", ready=True)

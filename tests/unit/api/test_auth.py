@@ -22,7 +22,7 @@ ROOT = key("root", "admin")
 
 @pytest.fixture
 def guarded(service):
-    service.guard(KeyRing([READER, MAKER, ROOT]))
+    service.guard(KeyRing([READER, MAKER, ROOT, key("trainer", "train")]))
     return service
 
 
@@ -76,6 +76,13 @@ def test_the_route_of_every_operation_that_changes_something_names_a_scope(servi
         if method != "get"
     }
     assert changing <= set(SCOPES)
+
+
+@pytest.mark.parametrize("name", ["ink", "a b", "ïnk", "ink@1", "..", "a%2Fb", "x" * 500])
+def test_no_spelling_of_a_name_gets_around_the_scope(guarded, build_call, name):
+    for method, path in SCOPES:
+        filled = path.format(name=name, version="1", alias=name, ref=name)
+        assert guarded.ask(build_call(method, filled, authorization="Bearer trainer-secret")).status == 403
 
 
 def test_keys_come_from_the_settings_and_from_a_file(tmp_path):

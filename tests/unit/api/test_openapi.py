@@ -21,7 +21,8 @@ def test_the_checked_in_description_is_the_one_that_is_served(service):
 
 def test_every_operation_has_an_id_of_its_own():
     ids = [operation["operationId"] for _, operation in operations(json.loads(openapi_text()))]
-    assert sorted(ids) == ["generate", "info", "livez", "metrics", "readyz"]
+    assert len(ids) == len(set(ids)) > 0
+    assert {"generate", "info", "livez", "metrics", "readyz", "publish_lora", "resolve_lora"} <= set(ids)
 
 
 def test_it_is_openapi_3_1_and_every_error_is_a_problem():
@@ -29,7 +30,7 @@ def test_it_is_openapi_3_1_and_every_error_is_a_problem():
     assert document["openapi"].startswith("3.1")
     for path, operation in operations(document):
         for status, answer in operation["responses"].items():
-            if status != "200":
+            if status[0] != "2":
                 assert list(answer["content"]) == ["application/problem+json"], (path, status)
     assert "HTTPValidationError" not in document["components"]["schemas"]
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from lora_registry import errors as lora_errors
 from service import errors
 from service.api import problems, refusals
 from service.api.problems import describe, respond
@@ -13,11 +14,11 @@ STARTUP_ONLY = {errors.ModelNotFound, errors.InvalidSettings}
 OVERLOADED = errors.Overloaded(backlog_seconds=130, limit_seconds=120, retry_after_seconds=10.2)
 
 
-def errors_of(module):
+def errors_of(module, base=errors.DarkroomError):
     return {
         kind
         for _, kind in inspect.getmembers(module, inspect.isclass)
-        if issubclass(kind, errors.DarkroomError) and kind is not errors.DarkroomError
+        if issubclass(kind, base) and kind is not base
     }
 
 
@@ -27,6 +28,7 @@ def answer(error, path="/v1/generate"):
 
 def test_every_error_that_a_request_can_meet_has_a_status():
     raisable = (errors_of(errors) | errors_of(refusals)) - STARTUP_ONLY - {refusals.Answered}
+    raisable |= errors_of(lora_errors, lora_errors.RegistryError) - {lora_errors.StorageError}
     assert raisable == set(problems.TABLE)
 
 

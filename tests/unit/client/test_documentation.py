@@ -10,6 +10,7 @@ import pytest
 import darkroom
 from darkroom.testing import FakeDarkroom
 
+A_LORA = b"\x02\0\0\0\0\0\0\0{}"
 README = Path(__file__).parents[3] / "client" / "README.md"
 
 
@@ -21,26 +22,35 @@ README = Path(__file__).parents[3] / "client" / "README.md"
         "darkroom._errors",
         "darkroom._files",
         "darkroom._images",
+        "darkroom._loras",
         "darkroom.testing",
     ],
 )
 def test_docstring_examples_run(name, tmp_path):
     fake = FakeDarkroom()
-    examples = {"fake": fake, "client": fake.client(), "folder": tmp_path}
+    lora_file = tmp_path / "ink-wash.safetensors"
+    lora_file.write_bytes(A_LORA)
+    examples = {"fake": fake, "client": fake.client(), "folder": tmp_path, "lora_file": lora_file}
     result = doctest.testmod(importlib.import_module(name), extraglobs=examples)
     assert result.failed == 0
 
 
 def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    Path("ink-wash.safetensors").write_bytes(A_LORA)
     monkeypatch.setattr(darkroom, "Darkroom", lambda: FakeDarkroom().client())
     everything = {}
     for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
         exec(block, everything)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"fox-{seed}.png" for seed in (10, 7, 8, 9)]
+    assert sorted(path.name for path in tmp_path.glob("fox*")) == [
+        f"fox-{seed}.png" for seed in (10, 7, 8, 9)
+    ]
+    assert Path("copy.safetensors").read_bytes() == A_LORA
     assert capsys.readouterr().out.splitlines() == [
         "1 of 2",
         "2 of 2",
+        "ink-wash@1 ['ink wash']",
+        "ink-wash 1",
         "/width Input should be a multiple of 8",
         "/guidance_scale Input should be less than or equal to 50",
     ]

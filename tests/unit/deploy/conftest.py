@@ -1,21 +1,19 @@
 """The base's resources as they stand in their files, and the parts of them that tests ask about."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-BASE = Path(__file__).parents[3] / "deploy" / "kustomize" / "base"
+from unit.deploy.manifests import Resource, by_kind
 
-Resource = Any
-"""A document, or a part of one, as YAML gives it."""
+BASE = Path(__file__).parents[3] / "deploy" / "kustomize" / "base"
 
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, Resource]:
     listed = yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]
-    return {r["kind"]: r for r in (yaml.safe_load((BASE / name).read_text()) for name in listed)}
+    return by_kind(yaml.safe_load((BASE / name).read_text()) for name in listed)
 
 
 @pytest.fixture(scope="module")

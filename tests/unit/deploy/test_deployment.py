@@ -100,13 +100,17 @@ class TestConfinement:
             Path("/tmp") in (Path(env[name]), *Path(env[name]).parents) for name in ("HOME", "BENTOML_HOME")
         )
         assert "persistentVolumeClaim" in volumes[mounts[env["HF_HOME"]]["name"]]
-        assert not mounts[env["HF_HOME"]].get("readOnly", False)
+        for folder in (env["HF_HOME"], env["DARKROOM_DATA"]):
+            assert "persistentVolumeClaim" in volumes[mounts[folder]["name"]]
+            assert not mounts[folder].get("readOnly", False)
 
-    def test_model_cache_is_the_claim_of_the_base(self, base: dict[str, Resource], pod: Resource) -> None:
-        claims = [
+    def test_volumes_are_the_claims_of_the_base(self, base: dict[str, Resource], pod: Resource) -> None:
+        claims = {
             v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v
-        ]
-        assert claims == [base["PersistentVolumeClaim"]["metadata"]["name"]]
+        }
+        assert claims == {
+            r["metadata"]["name"] for r in base.values() if r["kind"] == "PersistentVolumeClaim"
+        }
 
 
 class TestResources:
@@ -116,6 +120,22 @@ class TestResources:
 
     def test_memory_is_requested_in_full(self, container: Resource) -> None:
         assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
+
+    def test_memory_and_disk_hold_the_loras_beside_everything_else(
+        self, base: dict[str, Resource], container: Resource, env: dict[str, str]
+    ) -> None:
+        settings = Settings(_env_file=None)
+        memory, disk = (
+            int(text.removesuffix("Gi")) << 30
+            for text in (
+                container["resources"]["requests"]["memory"],
+                base["darkroom-data"]["spec"]["resources"]["requests"]["storage"],
+            )
+        )
+        weights_bytes, rest_bytes = 12_000_000_000, 8 << 30
+        assert int(env["DARKROOM_LORA_HOST_BYTES"]) == settings.lora_host_bytes
+        assert memory >= weights_bytes + rest_bytes + int(env["DARKROOM_LORA_HOST_BYTES"])
+        assert disk >= 2 * int(env["DARKROOM_LORA_DISK_BYTES"])
 
     def test_cpu_is_requested_and_never_throttled(self, container: Resource) -> None:
         assert "cpu" in container["resources"]["requests"]
@@ -149,6 +169,12 @@ class TestSettings:
         assert [item["path"] for item in secret["items"]] == [file.name]
         assert not secret.get("optional", False)
         assert env.get("DARKROOM_AUTH", "keys") == "keys"
+
+    def test_where_the_registry_is_comes_from_a_secret_that_need_not_be(
+        self, container: Resource, env: dict[str, str]
+    ) -> None:
+        assert container["envFrom"] == [{"secretRef": {"name": "darkroom-registry", "optional": True}}]
+        assert not {"DARKROOM_DATABASE", "DARKROOM_BLOBS"} & env.keys()
 
     def test_base_has_no_keys_of_its_own(self, base: dict[str, Resource], env: dict[str, str]) -> None:
         assert "Secret" not in base

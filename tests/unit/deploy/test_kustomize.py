@@ -16,13 +16,13 @@ import yaml
 from kubernetes_validate.utils import all_versions
 from packaging.version import Version
 
+from unit.deploy.manifests import Resource, by_kind
+
 DEPLOY = Path(__file__).parents[3] / "deploy"
 BASE = DEPLOY / "kustomize" / "base"
 EXAMPLE = DEPLOY / "kustomize" / "overlays" / "example"
 README = (DEPLOY / "README.md").read_text()
 KUBERNETES_VERSIONS = sorted({v for v in all_versions() if Version(v) >= Version("1.30")}, key=Version)
-
-Resource = Any
 
 
 def closed(properties: dict[str, Any], *required: str) -> dict[str, Any]:
@@ -81,12 +81,6 @@ def validate(resource: Resource, version: str) -> None:
         kubernetes_validate.validate(resource, version, strict=True)
 
 
-def by_kind(resources: list[Resource]) -> dict[str, Resource]:
-    found = {resource["kind"]: resource for resource in resources}
-    assert len(found) == len(resources), "two resources of one kind"
-    return found
-
-
 def kustomize() -> list[str] | None:
     """The command that renders a folder, where one is installed that knows kustomize 5."""
     if shutil.which("kustomize"):
@@ -109,6 +103,20 @@ def render(folder: Path) -> list[Resource]:
     return list(yaml.safe_load_all(done.stdout))
 
 
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """The example with what the README adds for replicas that share a registry."""
+    shutil.copytree(DEPLOY / "kustomize", tmp_path / "kustomize")
+    overlay = tmp_path / "kustomize" / "overlays" / "example"
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    added = yaml.safe_load(next(block for block in blocks if "components:" in block))
+    whole = yaml.safe_load((overlay / "kustomization.yaml").read_text())
+    whole["secretGenerator"] += added.pop("secretGenerator")
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(whole | added))
+    (overlay / "registry.env").write_text("DARKROOM_DATABASE=postgresql://db/darkroom\n")
+    return overlay
+
+
 class TestValidity:
     def test_schemas_reach_from_1_30_to_something_newer(self) -> None:
         assert KUBERNETES_VERSIONS[0].startswith("1.30")
@@ -121,6 +129,13 @@ class TestValidity:
     @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
     def test_base_is_valid_in_strict_mode(self, base: dict[str, Resource], version: str) -> None:
         for resource in base.values():
+            validate(resource, version)
+
+    @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
+    def test_replicas_that_share_a_registry_are_valid_in_strict_mode(
+        self, shared: Path, version: str
+    ) -> None:
+        for resource in render(shared):
             validate(resource, version)
 
     @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
@@ -170,7 +185,27 @@ class TestRendering:
     def test_patch_in_the_readme_takes_the_service_monitor_out(self, tmp_path: Path) -> None:
         shutil.copytree(DEPLOY / "kustomize", tmp_path / "kustomize")
         overlay = tmp_path / "kustomize" / "overlays" / "example"
-        (patch,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+        patch = next(
+            block
+            for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+            if "ServiceMonitor" in block
+        )
         with (overlay / "kustomization.yaml").open("a") as file:
             file.write(patch)
         assert by_kind(render(EXAMPLE)).keys() - by_kind(render(overlay)).keys() == {"ServiceMonitor"}
+
+    def test_replicas_that_share_a_registry_keep_only_copies_of_their_own(self, shared: Path) -> None:
+        rendered = by_kind(render(shared))
+        deployment, pod = (rendered["Deployment"]["spec"], rendered["Deployment"]["spec"]["template"]["spec"])
+        assert deployment["replicas"] > 1
+        assert "darkroom-data" not in rendered
+        (data,) = (volume for volume in pod["volumes"] if volume["name"] == "data")
+        assert data.keys() == {"name", "emptyDir"}
+
+    def test_replicas_that_share_a_registry_do_not_start_without_it(self, shared: Path) -> None:
+        rendered = by_kind(resource for resource in render(shared) if resource["kind"] != "Secret")
+        (container,) = rendered["Deployment"]["spec"]["template"]["spec"]["containers"]
+        (source,) = container["envFrom"]
+        names = {resource["metadata"]["name"] for resource in render(shared) if resource["kind"] == "Secret"}
+        assert source["secretRef"]["optional"] is False
+        assert source["secretRef"]["name"] in names, "a changed address would not roll out"

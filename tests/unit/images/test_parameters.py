@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darkroom.types import SchedulerName
+from darkroom.types import LoraReceipt, SchedulerName
 from service.images.recipe import parameters_text
 
 SETTING = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -68,6 +68,16 @@ def test_without_a_refiner_and_a_negative_prompt_neither_is_mentioned(receipt_of
             "a red fox in the snow\nSteps: 50, Sampler: Euler, Schedule type: Automatic, CFG scale: 7, "
             "Seed: 18446744073709551615, Size: 1024x768, Model: sdxl"
         )
+
+
+def test_loras_are_named_with_the_hash_that_a1111_looks_them_up_by(receipt_of):
+    facts = {"weight": 0.5, "scope": "both", "start": 0.0, "end": 1.0, "digest": "sha256:" + "0" * 64}
+    loras = [
+        LoraReceipt(ref="ink-wash@3", auto_v3="0123456789ab", **facts),
+        LoraReceipt(ref="wrong@1", auto_v3="ba9876543210", **facts),
+    ]
+    _, _, values = read_like_a1111(parameters_text(receipt_of(loras=loras)))
+    assert values["Lora hashes"] == "ink-wash: 0123456789ab, wrong: ba9876543210"
 
 
 @pytest.mark.parametrize(

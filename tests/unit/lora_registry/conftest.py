@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import servers
 from lora_registry import faults
 from lora_registry.database import Database
 from lora_registry.registry import Registry
+from servers import Postgres
 from unit.lora_registry.makers import kohya, layers, peft, pocket, safetensors
 
 _numbers = count()
@@ -30,46 +31,22 @@ def tmp_path() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The URL of a private PostgreSQL, without a database's name; a socket in a temporary folder, no port."""
-    binaries = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-    found = shutil.which("pg_ctl") or (binaries and shutil.which("pg_ctl", path=str(binaries)))
-    if not found:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # a socket's path must be short
-    as_other: list[str] = []
-    if os.geteuid() == 0:  # the server refuses to run as root
-        try:
-            shutil.chown(folder, "postgres", "postgres")
-        except LookupError:
-            pytest.skip("PostgreSQL cannot run as root, and there is no user 'postgres'")
-        as_other = ["runuser", "-u", "postgres", "--"]
-    control = Path(found).resolve().with_name("pg_ctl")
-    quiet = {"check": True, "cwd": folder, "stdout": subprocess.DEVNULL}
-    options = (
-        f"-k {folder} -c listen_addresses='' -c fsync=off -c synchronous_commit=off -c max_connections=60"
-    )
-    data = folder / "data"
-    subprocess.run(
-        [*as_other, control.with_name("initdb"), "-D", data, "-A", "trust", "-U", "postgres", "-N"], **quiet
-    )
-    subprocess.run(
-        [*as_other, control, "-D", data, "-o", options, "-l", folder / "log", "-w", "start"], **quiet
-    )
-    yield f"postgresql://postgres@/{{name}}?host={folder}"
-    subprocess.run([*as_other, control, "-D", data, "-m", "immediate", "-w", "stop"], **quiet)
-    shutil.rmtree(folder)
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL."""
+    with servers.postgres() as server:
+        server.start()
+        yield server
 
 
 @contextmanager
-def fresh_database(server: str, template: str = "template0") -> Iterator[str]:
+def fresh_database(server: Postgres, template: str = "template0") -> Iterator[str]:
     """The URL of a new database on that server, a copy of the template."""
     import psycopg
 
     name = f"registry_{next(_numbers)}"
-    with psycopg.connect(server.format(name="postgres"), autocommit=True) as connection:
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        yield server.format(name=name)
+        yield server.url(name)
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -113,29 +90,9 @@ def database_url(request, tmp_path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """The URL of an empty bucket on a moto server, to which the AWS_* environment leads."""
-    server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    import boto3
-
-    server = server_module.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
-    before = dict(os.environ)
-    os.environ.update(variables)
-    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="loras")
-    yield "s3://loras"
-    for name in variables:
-        os.environ.pop(name)
-        if name in before:
-            os.environ[name] = before[name]
-    server.stop()
+    """The URL of an empty bucket, to which the AWS_* environment leads."""
+    with servers.s3() as url:
+        yield url
 
 
 @pytest.fixture(params=["local", "s3"])

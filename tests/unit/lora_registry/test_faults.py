@@ -100,7 +100,7 @@ def test_a_dead_postgresql_session_is_replaced_without_a_restart(postgres, opene
     registry = opened()
     registry.publish("ink-wash", [lora_file()])
     assert registry.resolve("ink-wash").number == 1
-    with psycopg.connect(postgres.format(name="postgres"), autocommit=True) as connection:
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'registry_%'"
         )

@@ -13,6 +13,8 @@ class FieldError(Response):
     message: str
     position: int | None = None
     """Index of the faulty character inside a prompt, where the fault has one."""
+    code: str | None = None
+    """The kind of fault, for programs, where it has one: of a refused LoRA file `family.sd1`, `pair.half`, …"""
 
 
 class Problem(Response):

@@ -9,11 +9,14 @@ from typing import Any
 
 from darkroom.types.errors import FieldError, Problem
 from darkroom.types.generate import GenerateRequest, Output, Refiner
+from darkroom.types.loras import LoraUse
 
 MAX_FIELD_ERRORS = 20
 MAX_TEXT_CHARACTERS = 300
 
-_FIELD_NAMES = sorted({*GenerateRequest.model_fields, *Output.model_fields, *Refiner.model_fields})
+_FIELD_NAMES = sorted(
+    {name for model in (GenerateRequest, LoraUse, Output, Refiner) for name in model.model_fields}
+)
 
 
 def invalid_request(found: Sequence[Mapping[str, Any]]) -> Problem:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from darkroom.types.common import Request, Response
+from darkroom.types.loras import MAX_LORAS, LoraReceipt, LoraServed, LoraUse
 
 SchedulerName = Literal[
     "euler",
@@ -75,6 +76,8 @@ class GenerateRequest(Request):
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
     refiner: Refiner | None = None
     """Default: the refiner takes over at 0.8 where the service has one."""
+    loras: Annotated[tuple[LoraUse, ...], Field(max_length=MAX_LORAS)] = ()
+    """LoRAs and embeddings of the registry, in order. They bend the base and its text encoders, never the refiner."""
     original_size: Size | None = None
     """(height, width) that the base is told the training image had. Default: the size of the image."""
     crops_coords_top_left: Size = (0, 0)
@@ -121,6 +124,7 @@ class Receipt(Response):
     negative_crops_coords_top_left: tuple[int, int]
     negative_target_size: tuple[int, int] | None
     model: str
+    loras: list[LoraReceipt] = Field(default_factory=list)
     model_fingerprint: str
     """sha256 over the weights in use, so that two services can be compared."""
     versions: dict[str, str]
@@ -161,6 +165,8 @@ class TokenReport(Response):
 class Timings(Response):
     """Seconds by stage. `base` and `refiner` are shared fairly with whoever was in the same batch."""
 
+    fetch: float = 0.0
+    """Until the LoRAs were in the service's memory."""
     queue: float
     encode: float
     base: float
@@ -176,3 +182,5 @@ class GenerateResponse(Response):
     images: list[GeneratedImage]
     timings: Timings
     tokens: TokenReport | None = None
+    loras: list[LoraServed] = Field(default_factory=list)
+    """What the refs of the request meant, in their order."""

@@ -1,0 +1,88 @@
+"""The use case: several LoRAs of the registry become one, published as a new version."""
+
+import asyncio
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+from darkroom.types import BlendRequest, LoraVersion
+from lora_registry import BaseModel, Registry
+from lora_registry import LoraVersion as Record
+from lora_registry.errors import InvalidRef, LoraNotFound
+from service import lora_records
+from service.engine import blends, lora_files
+from service.engine.engine import Engine
+from service.errors import InvalidBlend, UnknownLora
+
+
+class Blending:
+    """Blends in a thread of its own, one at a time: it is work for a processor, and pictures come first.
+
+    `registry` and `engine` may block or raise; the engine is asked only for W0 of layers that a DoRA changes.
+    """
+
+    def __init__(
+        self, registry: Callable[[], Registry], engine: Callable[[], Engine], thread: Executor
+    ) -> None:
+        self._registry, self._engine, self._thread = registry, engine, thread
+
+    async def publish(self, name: str, request: BlendRequest) -> LoraVersion:
+        """The blend as a version of `name`; the same blend again is the version that it was.
+
+        Raises:
+            UnknownLora: a source is not there. InvalidBlend: they cannot be blended so.
+            RegistryError: as of a publish, or a source's file cannot be had.
+            ModelLoading, EngineStopped: a source is a DoRA, and no engine can say what it is relative to.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: self._published(name, request))
+
+    def _published(self, name: str, request: BlendRequest) -> LoraVersion:
+        registry = self._registry()
+        versions = [_resolved(registry, source.ref, place) for place, source in enumerate(request.sources)]
+        base = _common_base(registry, versions)
+        adapters = [_read(registry, version) for version in versions]
+        blended = blends.blend(
+            [(adapter, source.weight) for adapter, source in zip(adapters, request.sources, strict=True)],
+            base.layers,
+            method=request.method,
+            rank=request.rank,
+            density=request.density,
+            majority_sign=request.majority_sign,
+            seed=request.seed,
+            pristine=lambda component, layer: self._engine().pristine_of(component, layer),
+        )
+        published = registry.publish(
+            name,
+            io.BytesIO(blended.to_bytes()),
+            alias=request.alias,
+            triggers=dict.fromkeys(word for version in versions for word in version.triggers),
+            tags=request.tags,
+            description=request.description,
+        )
+        return lora_records.version(published)
+
+
+def _resolved(registry: Registry, ref: str, place: int) -> Record:
+    try:
+        return registry.resolve(ref)
+    except (LoraNotFound, InvalidRef) as exc:
+        raise UnknownLora(str(exc), pointer=f"/sources/{place}/ref") from exc
+
+
+def _common_base(registry: Registry, versions: Sequence[Record]) -> BaseModel:
+    families = {version.family for version in versions}
+    if len(families) > 1:
+        raise InvalidBlend(
+            f"the sources are for different models ({', '.join(sorted(families))})", field="sources"
+        )
+    found = next((base for base in registry.bases if base.name in families), None)
+    if found is None:
+        raise InvalidBlend(f"the sources are for {min(families)}, which is not served here", field="sources")
+    return found
+
+
+def _read(registry: Registry, version: Record) -> lora_files.Adapter:
+    header, found = registry.plan(version.digest)
+    with registry.open(version.digest) as file:
+        return lora_files.read(version.digest, file, header, found)

@@ -1,0 +1,293 @@
+"""The use case of the registry: its blocking calls in threads, uploads and downloads in bounded memory."""
+
+import asyncio
+import threading
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterator,
+    Sequence,
+)
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, TypeVar
+
+from darkroom.types import Lora, LoraAlias, LoraInspection, LoraPage, LoraVersion, LoraVersionPage
+from lora_registry import Form, Incoming, Inspection, Registry
+from lora_registry.errors import AliasConflict, InvalidLora, LoraNotFound
+from lora_registry.refs import check_alias, check_name, check_number
+from service import lora_records
+from service.metrics import Metrics
+
+T = TypeVar("T")
+
+THREADS: Final = 4
+PIECE_BYTES: Final = 2**20
+"""What of an upload is in memory before it is written. A server hands on less at a time than a disk likes."""
+ANY: Final = "*"
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A file to be sent. `pieces` is to be taken once; to close it lets go of the file."""
+
+    version: LoraVersion
+    form: Form
+    size_bytes: int
+    pieces: AsyncGenerator[bytes, None] = field(repr=False)
+
+    @property
+    def etag(self) -> str:
+        """The digest of these bytes, or of those that they were made from."""
+        return self.version.digest if self.form == "original" else f"{self.version.digest}-{self.form}"
+
+    @property
+    def file_name(self) -> str:
+        form = "" if self.form == "original" else f".{self.form}"
+        return f"{self.version.name}-{self.version.version}{form}.safetensors"
+
+
+class Loras:
+    """The registry for an event loop. It is connected with the first call that needs it, so that a database that is
+    down stops nothing else; each later call tries again.
+
+    Every method may raise CatalogUnavailable and StorageUnavailable, beside what it names.
+    """
+
+    def __init__(self, connect: Callable[[], Registry], metrics: Metrics) -> None:
+        self._connect, self._metrics = connect, metrics
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lora-registry")
+        self._lock = threading.Lock()
+        self._registry: Registry | None = None
+        self._failures = 0
+        self._failure: Exception | None = None
+
+    def registry(self) -> Registry:
+        """The connected registry, for those who are in a thread of their own. Blocks."""
+        if self._registry is not None:
+            return self._registry
+        failures = self._failures
+        with self._lock:
+            if self._registry is None:
+                # Those who waited for an attempt that failed do not each wait for one of their own.
+                if self._failure is not None and self._failures != failures:
+                    raise self._failure
+                try:
+                    self._registry = self._connect()
+                except Exception as exc:  # handed on to those who wait, and raised
+                    self._failures, self._failure = self._failures + 1, exc
+                    raise
+            return self._registry
+
+    def close(self) -> None:
+        """Give the database's connections back. What threads have begun, they finish."""
+        self._threads.shutdown(wait=False)
+        if self._registry is not None:
+            self._registry.close()
+
+    # In
+
+    async def publish(
+        self,
+        name: str,
+        pieces: AsyncIterable[bytes],
+        *,
+        number: int = 0,
+        alias: str | None = None,
+        triggers: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        description: str = "",
+        digest: str = "",
+    ) -> LoraVersion:
+        """The version that these bytes are from now on, as `Registry.publish`. Whatever ends it early, an error of
+        `pieces` or a cancellation, publishes nothing and leaves no file.
+
+        Raises:
+            InvalidName, InvalidRef, InvalidLabel, InvalidLora, LoraTooLarge, DigestMismatch, VersionExists, StorageFull
+        """
+        check_name(name)  # before hundreds of megabytes are on their way
+        if number:
+            check_number(number)
+        if alias is not None:
+            check_alias(alias)
+        try:
+            async with self._received(pieces) as (registry, incoming):
+                record = await self._in_thread(
+                    lambda: registry.publish(
+                        name,
+                        incoming,
+                        number=number,
+                        alias=alias,
+                        triggers=triggers,
+                        tags=tags,
+                        description=description,
+                        digest=digest,
+                    )
+                )
+        except InvalidLora as refused:
+            for code in {reason.code for reason in refused.reasons}:
+                self._metrics.lora_refusals_total.labels(code).inc()
+            raise
+        return lora_records.version(record)
+
+    async def inspect(self, pieces: AsyncIterable[bytes]) -> LoraInspection:
+        """What intake would say about a file; nothing is published. Raises LoraTooLarge, StorageFull."""
+        try:
+            async with self._received(pieces) as (registry, incoming):
+                found = await self._in_thread(lambda: registry.inspect(incoming))
+        except InvalidLora as refused:  # by its first bytes
+            found = Inspection("refused", refused.reasons, (), "unknown", "unknown", "unknown")
+        return lora_records.inspection(found)
+
+    # Names
+
+    async def list(
+        self,
+        *,
+        name: str = "",
+        trigger: str = "",
+        tag: str = "",
+        hash: str = "",
+        limit: int = 50,
+        cursor: str = "",
+    ) -> LoraPage:
+        """LoRAs by name, as `Registry.list`. Raises InvalidCursor."""
+        return lora_records.page(
+            await self._asked(
+                lambda registry: registry.list(
+                    name=name, trigger=trigger, tag=tag, hash=hash, limit=limit, cursor=cursor
+                )
+            )
+        )
+
+    async def get(self, name: str) -> Lora:
+        """A LoRA with its highest version and its aliases. Raises LoraNotFound."""
+        return lora_records.lora(await self._asked(lambda registry: registry.get(name)))
+
+    async def versions(self, name: str, *, limit: int = 50, cursor: str = "") -> LoraVersionPage:
+        """The versions of a LoRA, the highest first. Raises LoraNotFound, InvalidCursor."""
+        return lora_records.version_page(
+            await self._asked(lambda registry: registry.versions(name, limit=limit, cursor=cursor))
+        )
+
+    async def version(self, name: str, number: int) -> LoraVersion:
+        """One version. Raises InvalidRef, LoraNotFound."""
+        return await self.resolve(f"{name}@{number}")
+
+    async def resolve(self, ref: str) -> LoraVersion:
+        """The version that a reference means now. Raises InvalidRef, LoraNotFound."""
+        return lora_records.version(await self._asked(lambda registry: registry.resolve(ref)))
+
+    async def alias(self, name: str, alias: str) -> LoraAlias:
+        """Where an alias points. Raises LoraNotFound."""
+        return lora_records.alias(await self._asked(lambda registry: registry.alias(name, alias)))
+
+    async def set_alias(
+        self, name: str, alias: str, number: int, *, if_match: str | None = None
+    ) -> LoraAlias:
+        """Point an alias to a version: with `if_match` only if it has that etag, with `*` if it is there, with ""
+        if it is new.
+
+        Raises:
+            InvalidName, InvalidRef, LoraNotFound, AliasConflict
+        """
+        return lora_records.alias(
+            await self._asked(
+                lambda registry: registry.set_alias(
+                    name, alias, number, if_match=_expected(registry, name, alias, if_match)
+                )
+            )
+        )
+
+    async def delete_alias(self, name: str, alias: str, *, if_match: str | None = None) -> None:
+        """Take an alias away; its version stays. Raises InvalidName, LoraNotFound, AliasConflict."""
+        await self._asked(
+            lambda registry: registry.delete_alias(
+                name, alias, if_match=_expected(registry, name, alias, if_match)
+            )
+        )
+
+    async def delete(self, name: str, number: int) -> None:
+        """Hide a version from now on. Raises InvalidRef, LoraNotFound, VersionInUse."""
+        await self._asked(lambda registry: registry.delete(name, number))
+
+    # Out
+
+    async def open(self, ref: str, form: Form = "original") -> LoraFile:
+        """A published file to send. Raises InvalidRef, LoraNotFound, BlobMissing, NotExportable."""
+
+        def work(registry: Registry) -> LoraFile:
+            version = registry.resolve(ref)
+            export = registry.export(version.ref, form)
+            pieces = self._pieces(export.pieces)
+            return LoraFile(lora_records.version(version), form, export.size_bytes, pieces)
+
+        return await self._asked(work)
+
+    async def _pieces(self, pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
+        try:
+            while (piece := await self._in_thread(partial(next, pieces, None))) is not None:
+                yield piece
+        finally:
+            if isinstance(pieces, Generator):  # which holds the file open
+                pieces.close()
+
+    @asynccontextmanager
+    async def _received(self, pieces: AsyncIterable[bytes]) -> AsyncIterator[tuple[Registry, Incoming]]:
+        """All that an upload brings, in a temporary file that is gone afterwards, unless it was published."""
+        files = ExitStack()
+        try:
+            registry = await self._in_thread(self.registry)
+            incoming = await self._in_thread(lambda: files.enter_context(registry.receive()))
+            async for piece in _gathered(pieces):
+                await self._in_thread(partial(incoming.write, piece))
+            yield registry, incoming
+        finally:
+            await self._in_thread(files.close)
+
+    async def _asked(self, question: Callable[[Registry], T]) -> T:
+        return await self._in_thread(lambda: question(self.registry()))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """What `work` gives. Whoever is cancelled meanwhile leaves no thread behind that still uses their files."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait({future})
+            if not future.cancelled():
+                future.exception()  # seen, so that it is not reported as lost
+            raise
+
+
+async def _gathered(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in fewer pieces."""
+    held = bytearray()
+    async for piece in pieces:
+        held += piece
+        if len(held) >= PIECE_BYTES:
+            yield bytes(held)
+            held.clear()
+    if held:
+        yield bytes(held)
+
+
+def _expected(registry: Registry, name: str, alias: str, if_match: str | None) -> str | None:
+    """The etag that the registry is to find.
+
+    Raises:
+        AliasConflict: any would do, and there is none.
+    """
+    if if_match != ANY:
+        return if_match
+    try:
+        return registry.alias(name, alias).etag
+    except LoraNotFound as exc:
+        raise AliasConflict(
+            f"{name}:{alias}", "does not exist, which is not what the caller expected", ""
+        ) from exc
