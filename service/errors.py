@@ -115,6 +115,13 @@ class InvalidBlend(DarkroomError):
         self.field = field
 
 
+class TooManyUploads(DarkroomError):
+    """As many files are on their way in as the service takes at once."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} uploads are on their way already; send the file again in a moment")
+
+
 class SwapFailed(DarkroomError):
     """LoRAs could not be put in force. The weights are as they were before."""
 

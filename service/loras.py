@@ -22,6 +22,7 @@ from lora_registry import Form, Incoming, Inspection, Registry
 from lora_registry.errors import AliasConflict, InvalidLora, LoraNotFound
 from lora_registry.refs import check_alias, check_name, check_number
 from service import lora_records
+from service.errors import TooManyUploads
 from service.metrics import Metrics
 
 T = TypeVar("T")
@@ -30,6 +31,8 @@ THREADS: Final = 4
 PIECE_BYTES: Final = 2**20
 """What of an upload is in memory before it is written. A server hands on less at a time than a disk likes."""
 ANY: Final = "*"
+MAX_UPLOADS: Final = 8
+"""At once. Each may hold a file of 1 GiB on the disk until it is in or given up."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Loras:
         self._registry: Registry | None = None
         self._failures = 0
         self._failure: Exception | None = None
+        self._uploads = 0
 
     def registry(self) -> Registry:
         """The connected registry, for those who are in a thread of their own. Blocks."""
@@ -108,7 +112,8 @@ class Loras:
         `pieces` or a cancellation, publishes nothing and leaves no file.
 
         Raises:
-            InvalidName, InvalidRef, InvalidLabel, InvalidLora, LoraTooLarge, DigestMismatch, VersionExists, StorageFull
+            InvalidName, InvalidRef, InvalidLabel, InvalidLora, LoraTooLarge, DigestMismatch, VersionExists
+            StorageFull, TooManyUploads
         """
         check_name(name)  # before hundreds of megabytes are on their way
         if number:
@@ -136,7 +141,7 @@ class Loras:
         return lora_records.version(record)
 
     async def inspect(self, pieces: AsyncIterable[bytes]) -> LoraInspection:
-        """What intake would say about a file; nothing is published. Raises LoraTooLarge, StorageFull."""
+        """What intake says about a file; nothing is published. Raises LoraTooLarge, StorageFull, TooManyUploads."""
         try:
             async with self._received(pieces) as (registry, incoming):
                 found = await self._in_thread(lambda: registry.inspect(incoming))
@@ -239,8 +244,15 @@ class Loras:
 
     @asynccontextmanager
     async def _received(self, pieces: AsyncIterable[bytes]) -> AsyncIterator[tuple[Registry, Incoming]]:
-        """All that an upload brings, in a temporary file that is gone afterwards, unless it was published."""
+        """All that an upload brings, in a temporary file that is gone afterwards, unless it was published.
+
+        Raises:
+            TooManyUploads
+        """
+        if self._uploads >= MAX_UPLOADS:
+            raise TooManyUploads(MAX_UPLOADS)
         files = ExitStack()
+        self._uploads += 1
         try:
             registry = await self._in_thread(self.registry)
             incoming = await self._in_thread(lambda: files.enter_context(registry.receive()))
@@ -248,6 +260,7 @@ class Loras:
                 await self._in_thread(partial(incoming.write, piece))
             yield registry, incoming
         finally:
+            self._uploads -= 1
             await self._in_thread(files.close)
 
     async def _asked(self, question: Callable[[Registry], T]) -> T:

@@ -53,6 +53,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.Draining: Row(503, "draining", "The service is shutting down", 5),
     errors.Overloaded: Row(503, "overloaded", "The queue is full", 10),
     errors.EngineStopped: Row(503, "engine_stopped", "The engine has stopped", 30),
+    errors.TooManyUploads: Row(503, "too_many_uploads", "Too many uploads at once", 10),
     errors.WeightsDamaged: Row(503, "weights_damaged", "The weights in memory are damaged", 30),
     errors.SwapFailed: Row(503, "swap_failed", "The LoRAs could not be put in force", 5),
     errors.UnknownLora: Row(422, "unknown_lora", "The request names a LoRA that is not there"),

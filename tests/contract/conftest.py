@@ -1,11 +1,13 @@
 """Services to call: the one that most tests share, and others with other settings or weights."""
 
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from in_process import Async, Caller, Served, Sync, settle
+from lora_files import lora_file
 from service import wiring
 from service.engine import memory
 from service.engine.engine import Engine
@@ -20,6 +22,7 @@ def service() -> Iterator[Served]:
     """The service as it is by default, on the pocket model."""
     components = wiring.build(Settings(_env_file=None, model="pocket", device="cpu"))
     components.start()
+    components.loras.registry().publish("ink", io.BytesIO(lora_file(1, count=40)))
     yield settle(components)
     components.close()
 

@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from darkroom import AsyncDarkroom, Darkroom, GenerateRequest, Output, Receipt, Refiner
+from darkroom import AsyncDarkroom, Darkroom, GenerateRequest, LoraUse, Output, Receipt, Refiner
 from darkroom.types import ImageFormat, MetadataLevel, SchedulerName
 from in_process import GOOD, pixels
 from service.images import read_receipt
@@ -24,6 +24,17 @@ EVERYTHING = {
     "seed": 2**63 + 5,
     "num_images": 2,
     "refiner": Refiner(enabled=True, denoising_end=0.5, aesthetic_score=7.0, negative_aesthetic_score=1.5),
+    "loras": (
+        LoraUse(
+            ref="ink@1",
+            weight=0.5,
+            scope="cond",
+            start=0.1,
+            end=0.4,
+            components={"unet": 0.75},
+            blocks={"mid_block": -1.0, "up_blocks.0": 0.5},
+        ),
+    ),
     "original_size": (100, 90),
     "crops_coords_top_left": (3, 4),
     "target_size": (80, 70),
@@ -38,12 +49,13 @@ EVERYTHING = {
 
 def replay(receipt: Receipt, output: Output | None = None) -> GenerateRequest:
     """The request that makes the picture of a receipt again."""
-    told = receipt.model_dump(include=set(GenerateRequest.model_fields) - {"refiner"})
+    told = receipt.model_dump(include=set(GenerateRequest.model_fields) - {"refiner", "loras"})
+    loras = [LoraUse(**lora.model_dump(include=set(LoraUse.model_fields))) for lora in receipt.loras]
     if receipt.refiner is None:
         refiner = Refiner(enabled=False)
     else:
         refiner = Refiner(**receipt.refiner.model_dump(include=set(Refiner.model_fields)))
-    return GenerateRequest(**told, refiner=refiner, output=output or Output())
+    return GenerateRequest(**told, refiner=refiner, loras=loras, output=output or Output())
 
 
 def test_every_field_of_a_request_arrives(client, service, monkeypatch):
@@ -68,8 +80,11 @@ def test_every_field_of_a_request_has_its_effect(client):
         assert (image.media_type, image.width, image.height) == ("image/webp", 72, 56)
         assert image.pil().size == (72, 56)
         receipt = image.receipt.model_dump()
-        for name in set(EVERYTHING) & set(receipt) - {"seed", "refiner"}:
+        for name in set(EVERYTHING) & set(receipt) - {"seed", "refiner", "loras"}:
             assert receipt[name] == EVERYTHING[name], name
+        (lora,) = image.receipt.loras
+        (use,) = EVERYTHING["loras"]
+        assert lora.model_dump(include=set(LoraUse.model_fields)) == use.model_dump()
         assert image.receipt.refiner.model_dump(exclude={"num_inference_steps"}) == EVERYTHING[
             "refiner"
         ].model_dump(exclude={"enabled"})

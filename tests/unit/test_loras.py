@@ -18,7 +18,8 @@ from lora_registry.errors import (
     LoraNotFound,
     VersionExists,
 )
-from service.loras import PIECE_BYTES, Loras
+from service.errors import TooManyUploads
+from service.loras import MAX_UPLOADS, PIECE_BYTES, Loras
 from service.metrics import Metrics
 from unit.lora_registry.makers import pocket
 
@@ -165,6 +166,29 @@ def test_a_cancelled_upload_leaves_no_file(loras, leftovers):
             await task
 
     asyncio.run(story())
+    assert leftovers() == []
+
+
+def test_one_upload_too_many_is_turned_away_and_there_is_room_again_afterwards(loras, leftovers):
+    async def main():
+        release, begun = asyncio.Event(), asyncio.Queue()
+
+        async def slow(data):
+            begun.put_nowait(None)
+            yield data
+            await release.wait()
+
+        files = [lora_file(seed) for seed in range(MAX_UPLOADS)]
+        waiting = [asyncio.create_task(loras.publish(f"l{n}", slow(data))) for n, data in enumerate(files)]
+        for _ in waiting:
+            await begun.get()
+        with pytest.raises(TooManyUploads):
+            await loras.publish("late", pieces(lora_file(99)))
+        release.set()
+        await asyncio.gather(*waiting)
+        assert (await loras.publish("late", pieces(lora_file(99)))).ref == "late@1"
+
+    asyncio.run(main())
     assert leftovers() == []
 
 
