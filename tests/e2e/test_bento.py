@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from darkroom.types.generate import GenerateResponse
+from lora_files import lora_file
 from processes import ROOT, Served, free_port, running, wait_until_ready
 
 pytestmark = pytest.mark.e2e
@@ -33,6 +34,10 @@ def run(*command: str, cwd: Path, env: dict[str, str]) -> str:
     return done.stdout
 
 
+def tail(served: Served) -> str:
+    return served.log.read_text()[-4000:]
+
+
 def files_under(folder: Path) -> set[str]:
     return {
         str(path.relative_to(folder))
@@ -46,7 +51,7 @@ def bento(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A built Bento, from a copy of the checkout in which there is also much that must stay out."""
     tree = tmp_path_factory.mktemp("checkout")
     ignored = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
-    for folder in ("service", "client", "tests", "deploy"):
+    for folder in ("service", "lora_registry", "client", "tests", "deploy"):
         shutil.copytree(ROOT / folder, tree / folder, ignore=ignored)
     for file in ("bentofile.yaml", "pyproject.toml", "requirements.lock", "README.md"):
         shutil.copy(ROOT / file, tree)
@@ -81,6 +86,7 @@ def served(bento: Path, tmp_path: Path) -> Iterator[Served]:
         PYTHONPATH=str(site),
         DARKROOM_MODEL="pocket",
         DARKROOM_DEVICE="cpu",
+        DARKROOM_DATA=str(tmp_path / "data"),
     )
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--timeout-graceful-shutdown", "30", str(bento)]
     with running(tmp_path, port, [sys.executable, "-m", "bentoml", "serve", *arguments], env) as served:
@@ -89,9 +95,8 @@ def served(bento: Path, tmp_path: Path) -> Iterator[Served]:
 
 def test_bento_holds_the_service_and_nothing_else_of_the_checkout(bento: Path) -> None:
     # BentoML writes the bentofile by itself, with the defaults that it filled in.
-    assert files_under(bento / "src") == {f"service/{f}" for f in files_under(ROOT / "service")} | {
-        "bentofile.yaml"
-    }
+    packed = {f"{name}/{file}" for name in ("service", "lora_registry") for file in files_under(ROOT / name)}
+    assert files_under(bento / "src") == packed | {"bentofile.yaml"}
     assert {path.name for path in bento.iterdir()} == {"apis", "bento.yaml", "env", "README.md", "src"}
 
 
@@ -120,19 +125,37 @@ def test_image_would_run_as_the_deployments_user_and_report_nothing(bento: Path)
     assert f"runAsUser: {uid}" in deployment
     assert "USER bentoml" in dockerfile
     assert re.search(r"BENTOML_DO_NOT_TRACK=true", dockerfile)
+    assert "BENTO_PATH" in dockerfile, "deploy/README.md leads there"
 
 
-def test_served_bento_makes_a_picture_and_stops_when_told(served: Served) -> None:
+def test_registry_has_its_command_line_where_the_deployments_readme_says(bento: Path, tmp_path: Path) -> None:
+    listed = run(
+        "-m", "lora_registry", "--data", str(tmp_path), "ls", cwd=bento / "src", env=environment(bento)
+    )
+    assert listed == "no LoRA\n"
+
+
+def test_served_bento_draws_with_a_published_lora_and_stops_when_told(served: Served) -> None:
     wait_until_ready(served)
     order = {"prompt": "a red circle on a blue background", "num_inference_steps": 4}
     answer = httpx.post(f"{served.url}/v1/generate", json=order, timeout=60)
-    assert answer.status_code == 200, f"{answer.text[:2000]}\n{served.tail()}"
+    assert answer.status_code == 200, f"{answer.text[:2000]}\n{tail(served)}"
 
     (made,) = GenerateResponse.model_validate_json(answer.content).images
     picture = Image.open(io.BytesIO(base64.b64decode(made.b64)))
     assert picture.size == (made.width, made.height)
     assert len(set(picture.convert("L").tobytes())) > 1, "the picture is flat"
 
-    assert served.stop() == 0, served.tail()
+    file = {"Content-Type": "application/octet-stream"}
+    published = httpx.post(
+        f"{served.url}/v1/loras/ink/versions", content=lora_file(), headers=file, timeout=60
+    )
+    assert published.status_code == 201, f"{published.text[:2000]}\n{tail(served)}"
+    order |= {"loras": [{"ref": "ink"}]}
+    answer = httpx.post(f"{served.url}/v1/generate", json=order, timeout=60)
+    assert answer.status_code == 200, f"{answer.text[:2000]}\n{tail(served)}"
+    assert GenerateResponse.model_validate_json(answer.content).loras[0].ref == "ink@1"
+
+    assert served.stop() == 0, tail(served)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{served.url}/livez", timeout=5)

@@ -195,17 +195,17 @@ class TestRendering:
         assert by_kind(render(EXAMPLE)).keys() - by_kind(render(overlay)).keys() == {"ServiceMonitor"}
 
     def test_replicas_that_share_a_registry_keep_only_copies_of_their_own(self, shared: Path) -> None:
-        rendered = by_kind(render(shared))
-        deployment, pod = (rendered["Deployment"]["spec"], rendered["Deployment"]["spec"]["template"]["spec"])
+        rendered = by_kind(resource for resource in render(shared) if resource["kind"] != "Secret")
+        deployment = rendered["Deployment"]["spec"]
         assert deployment["replicas"] > 1
         assert "darkroom-data" not in rendered
-        (data,) = (volume for volume in pod["volumes"] if volume["name"] == "data")
-        assert data.keys() == {"name", "emptyDir"}
+        volumes = {volume.pop("name"): volume for volume in deployment["template"]["spec"]["volumes"]}
+        assert volumes["data"].keys() == {"emptyDir"}
 
     def test_replicas_that_share_a_registry_do_not_start_without_it(self, shared: Path) -> None:
-        rendered = by_kind(resource for resource in render(shared) if resource["kind"] != "Secret")
-        (container,) = rendered["Deployment"]["spec"]["template"]["spec"]["containers"]
-        (source,) = container["envFrom"]
-        names = {resource["metadata"]["name"] for resource in render(shared) if resource["kind"] == "Secret"}
+        rendered = render(shared)
+        (pod,) = (r["spec"]["template"]["spec"] for r in rendered if r["kind"] == "Deployment")
+        (source,) = pod["containers"][0]["envFrom"]
         assert source["secretRef"]["optional"] is False
-        assert source["secretRef"]["name"] in names, "a changed address would not roll out"
+        secrets = {r["metadata"]["name"] for r in rendered if r["kind"] == "Secret"}
+        assert source["secretRef"]["name"] in secrets - {"darkroom-registry"}, "a change would not roll out"
