@@ -19,11 +19,11 @@ from lora_registry import Header, Inspection
 from lora_registry.disk_cache import DiskCache
 from lora_registry.header import read_header
 from lora_registry.records import Module
-from service.engine.arranged import Arranged
+from service.engine.loras.arranged import Arranged
+from service.engine.loras.residency import DeviceResidency, HostResidency
+from service.engine.loras.stacks import Part
 from service.engine.models import Models
 from service.engine.orders import LoraOrder
-from service.engine.residency import DeviceResidency, HostResidency
-from service.engine.stacks import Part
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 SWAPS = 50

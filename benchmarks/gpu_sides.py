@@ -12,12 +12,12 @@ import torch
 
 from benchmarks import stock
 from benchmarks.orders import files, pillow_files, run
-from service.engine.arranged import Arranged
 from service.engine.engine import Engine
+from service.engine.loras.arranged import Arranged
+from service.engine.loras.weights import Weights
 from service.engine.memory import MemoryProfile
 from service.engine.models import Models
 from service.engine.orders import Order, Progress
-from service.engine.weights import Weights
 
 SETTLING_STEPS = 3
 """First steps of a job that are not counted into the time of a step."""

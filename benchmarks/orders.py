@@ -9,8 +9,8 @@ from PIL import Image
 
 from darkroom.types import Output, Receipt
 from service import images
-from service.engine.arranged import Arranged
 from service.engine.engine import Engine
+from service.engine.loras.arranged import Arranged
 from service.engine.orders import Done, Event, Failed, HandOver, Order, Progress
 from service.engine.prompts import parse
 

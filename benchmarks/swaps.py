@@ -22,13 +22,13 @@ from benchmarks.report import Row, row, times_as_fast
 from lora_registry import BaseModel, LoraVersion, Registry
 from lora_registry.disk_cache import DiskCache
 from service.engine import memory, models, presets
-from service.engine.arranged import Arranged
 from service.engine.conditioning import Conditioner
 from service.engine.loop import StepLoop
+from service.engine.loras.arranged import Arranged
+from service.engine.loras.residency import HostResidency
+from service.engine.loras.stacks import EMPTY, Part, Stack, Stacks
 from service.engine.models import Models
 from service.engine.orders import LoraOrder, Order
-from service.engine.residency import HostResidency
-from service.engine.stacks import EMPTY, Part, Stack, Stacks
 from service.engine.trajectory import Trajectory
 
 RANK = 8

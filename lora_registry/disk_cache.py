@@ -91,19 +91,19 @@ class CachedBlobs:
     """The blobs of `remote`, kept on the disk once they were opened. Only bytes that are what their digest says are."""
 
     def __init__(self, remote: Blobs, cache: DiskCache) -> None:
-        self._remote, self._cache = remote, cache
+        self.remote, self._cache = remote, cache
 
     @property
     def staging(self) -> Path:
-        return self._remote.staging
+        return self.remote.staging
 
     def put(self, incoming: Incoming) -> None:
-        self._remote.put(incoming)
+        self.remote.put(incoming)
 
     def open(self, digest: str) -> BinaryIO:
         if (held := self._cache.open(_key(digest))) is not None:
             return held
-        with self._remote.open(digest) as source:
+        with self.remote.open(digest) as source:
 
             def bring(copy: BinaryIO) -> None:
                 if _copied(source, copy) != digest:
@@ -112,21 +112,21 @@ class CachedBlobs:
             try:
                 self._cache.put(_key(digest), bring)
             except StorageFull:
-                return self._remote.open(digest)  # it costs time, and nothing else
-        return self._cache.open(_key(digest)) or self._remote.open(digest)
+                return self.remote.open(digest)  # it costs time, and nothing else
+        return self._cache.open(_key(digest)) or self.remote.open(digest)
 
     def is_local(self, digest: str) -> bool:
         return _key(digest) in self._cache
 
     def has(self, digest: str, size_bytes: int) -> bool:
-        return self._remote.has(digest, size_bytes)
+        return self.remote.has(digest, size_bytes)
 
     def delete(self, digest: str) -> None:
-        self._remote.delete(digest)
+        self.remote.delete(digest)
         self._cache.delete(_key(digest))
 
     def stored(self) -> Iterator[StoredBlob]:
-        return self._remote.stored()
+        return self.remote.stored()
 
 
 def _key(digest: str) -> str:

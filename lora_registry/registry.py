@@ -59,6 +59,7 @@ class Registry:
         if not bases:
             raise ValueError("a registry needs at least one base model to check files against")
         self._database, self._blobs, self._bases = database, blobs, tuple(bases)
+        self._origin = blobs.remote if isinstance(blobs, CachedBlobs) else blobs
         self._max_lora_bytes, self._clock = max_lora_bytes, clock
         self._catalog = Catalog(database, self._now_ms)
         self._index = Index(database)
@@ -323,13 +324,13 @@ class Registry:
         return GcReport(removed, size_bytes, temp_files)
 
     def verify(self) -> VerifyReport:
-        """Hash every blob that a version names, and tell which are not what their name says."""
+        """Hash every blob that a version names, in the store itself, and tell which are not what their name says."""
         damaged = []
         sizes = self._index.live_blobs()
         for name in sorted(sizes):
             digest = f"sha256:{name}"
             try:
-                found = _hash(self._blobs.open(digest))
+                found = _hash(self._origin.open(digest))
             except BlobMissing:
                 damaged.append(Damage(digest, "missing", self._index.refs_of(name)))
                 continue

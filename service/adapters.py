@@ -9,10 +9,10 @@ from typing import TypeVar
 from darkroom.types import LoraServed, LoraTier, LoraUse
 from lora_registry import LoraVersion, Registry
 from lora_registry.errors import InvalidRef, LoraNotFound
-from service.engine.arranged import Arranged
 from service.engine.engine import Engine
+from service.engine.loras.arranged import Arranged
+from service.engine.loras.residency import Fetched, HostResidency
 from service.engine.orders import LoraOrder
-from service.engine.residency import Fetched, HostResidency
 from service.errors import UnknownLora
 
 T = TypeVar("T")

@@ -10,8 +10,9 @@ from lora_registry import BaseModel, Registry
 from lora_registry import LoraVersion as Record
 from lora_registry.errors import InvalidRef, LoraNotFound
 from service import lora_records
-from service.engine import blends, lora_files
 from service.engine.engine import Engine
+from service.engine.loras import blends
+from service.engine.loras import files as lora_files
 from service.errors import InvalidBlend, UnknownLora
 
 

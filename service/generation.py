@@ -22,8 +22,8 @@ from darkroom.types import (
 )
 from service import images
 from service.adapters import Adapters
-from service.engine.arranged import Arranged
 from service.engine.engine import Engine
+from service.engine.loras.arranged import Arranged
 from service.engine.orders import Done, Order, Picture, Progress
 from service.errors import InvalidOption, UnusableImage
 from service.metrics import Metrics

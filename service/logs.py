@@ -13,6 +13,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 LOUD_LIBRARIES = (
+    "alembic",
     "bentoml.access",  # like uvicorn.access: our own `request_answered` again, with the caller's raw path
     "compel",
     "diffusers",

@@ -22,7 +22,7 @@ from lora_registry import Form, Incoming, Inspection, Registry
 from lora_registry.errors import AliasConflict, InvalidLora, LoraNotFound
 from lora_registry.refs import check_alias, check_name, check_number
 from service import lora_records
-from service.errors import TooManyUploads
+from service.errors import Draining, TooManyUploads
 from service.metrics import Metrics
 
 T = TypeVar("T")
@@ -70,6 +70,7 @@ class Loras:
         self._failures = 0
         self._failure: Exception | None = None
         self._uploads = 0
+        self._draining = False
 
     def registry(self) -> Registry:
         """The connected registry, for those who are in a thread of their own. Blocks."""
@@ -87,6 +88,10 @@ class Loras:
                     self._failures, self._failure = self._failures + 1, exc
                     raise
             return self._registry
+
+    def drain(self) -> None:
+        """Take no new upload from now on."""
+        self._draining = True
 
     def close(self) -> None:
         """Give the database's connections back. What threads have begun, they finish."""
@@ -247,8 +252,10 @@ class Loras:
         """All that an upload brings, in a temporary file that is gone afterwards, unless it was published.
 
         Raises:
-            TooManyUploads
+            TooManyUploads, Draining
         """
+        if self._draining:
+            raise Draining
         if self._uploads >= MAX_UPLOADS:
             raise TooManyUploads(MAX_UPLOADS)
         files = ExitStack()

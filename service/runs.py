@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from service.engine.arranged import Arranged
 from service.engine.engine import Engine
+from service.engine.loras.arranged import Arranged
 from service.engine.orders import Done, Event, Failed, Order, Progress
 from service.errors import DeadlineExceeded, Draining, Overloaded, TooExpensive
 from service.metrics import Metrics

@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     lora_device_bytes: int = Field(default=2 << 30, ge=0)
     """Device memory for the same; on the CPU the host's memory serves."""
     lora_disk_bytes: int = Field(default=20 << 30, ge=0)
-    """Local copies of files from a store elsewhere, in `data`/cache."""
+    """Half for copies of files from a store elsewhere, half for LoRAs as they were arranged for the resident model."""
 
     audit_seconds: float = Field(default=5.0, ge=0)
     """A readiness probe has the weights in memory checked, unless they were within this time."""

@@ -24,7 +24,7 @@ from service.blending import Blending
 from service.engine import canary, memory, models, presets
 from service.engine.engine import Engine
 from service.engine.guard import Guard
-from service.engine.residency import NOBODY, HostResidency, Watch
+from service.engine.loras.residency import NOBODY, HostResidency, Watch
 from service.errors import (
     DarkroomError,
     EngineStopped,
@@ -190,6 +190,7 @@ class Components:
 
     def drain(self) -> None:
         self._runs.drain()
+        self.loras.drain()
         self.metrics.ready.set(0)
 
     def close(self) -> None:
@@ -308,7 +309,7 @@ def connect_registry(settings: Settings) -> Registry:
         data=settings.data,
         database=settings.database.get_secret_value(),
         blobs=settings.blobs,
-        cache_bytes=settings.lora_disk_bytes,
+        cache_bytes=settings.lora_disk_bytes // 2,
     )
 
 
@@ -342,7 +343,7 @@ def host_residency(
             dtype=loaded.dtype,
             budget_bytes=settings.lora_host_bytes,
             pin_memory=loaded.device.type == "cuda",
-            disk=DiskCache(settings.data / "arranged", settings.lora_disk_bytes),
+            disk=DiskCache(settings.data / "arranged", settings.lora_disk_bytes // 2),
             watch=watch,
         )
 

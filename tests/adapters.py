@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import torch
 
 from lora_registry.records import Component
-from service.engine.arranged import Arranged, arrange
-from service.engine.changes import Change
-from service.engine.lora_files import Adapter
+from service.engine.loras.arranged import Arranged, arrange
+from service.engine.loras.changes import Change
+from service.engine.loras.files import Adapter
 from service.engine.models import Models
 from service.engine.orders import LoraOrder
 

@@ -15,11 +15,11 @@ from compel import Compel, ReturnedEmbeddingsType
 
 from darkroom.types import PromptTokens, TokenCount, TokenReport
 from lora_registry.records import Component
+from service.engine.loras.stacks import EMPTY, NOTHING, TextInForce
+from service.engine.loras.tokens import TokenizerWithTokens, embedded
 from service.engine.models import Models, UNetName
 from service.engine.orders import HandOver, Order, Size
 from service.engine.prompts import ParsedPrompt, parse
-from service.engine.stacks import EMPTY, NOTHING, TextInForce
-from service.engine.tokens import TokenizerWithTokens, embedded
 from service.errors import InvalidPrompt
 
 MAX_WINDOWS = 16

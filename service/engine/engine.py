@@ -18,16 +18,16 @@ import structlog
 import torch
 
 from lora_registry.records import Component
-from service.engine.arranged import Arranged
 from service.engine.conditioning import Conditioner
 from service.engine.costs import Costs
 from service.engine.loop import StepLoop
+from service.engine.loras.arranged import Arranged
+from service.engine.loras.residency import NOBODY, DeviceResidency, Watch
+from service.engine.loras.stacks import Stacks
 from service.engine.memory import MemoryProfile
 from service.engine.models import Models, UNetName
 from service.engine.orders import Failed, Listener, Order, Picture, Progress
 from service.engine.pictures import Decoder, defect
-from service.engine.residency import NOBODY, DeviceResidency, Watch
-from service.engine.stacks import Stacks
 from service.engine.trajectory import Trajectory
 from service.engine.work import Work
 from service.errors import Cancelled, DarkroomError, EngineStopped, OutOfDeviceMemory, UnusableImage

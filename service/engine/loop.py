@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import torch
 
+from service.engine.loras.stacks import Stack
 from service.engine.memory import MemoryProfile
 from service.engine.models import Models
-from service.engine.stacks import Stack
 from service.engine.trajectory import Row, Trajectory
 from service.errors import DarkroomError, OutOfDeviceMemory
 

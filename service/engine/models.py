@@ -18,9 +18,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from lora_registry.records import Component
 from service.engine import folders, presets
-from service.engine.arranged import Layout
+from service.engine.loras.arranged import Layout
+from service.engine.loras.weights import Weights
 from service.engine.presets import Preset
-from service.engine.weights import Weights
 from service.errors import InvalidSettings, ModelNotFound
 
 UNetName = Literal["base", "refiner"]

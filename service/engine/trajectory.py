@@ -7,10 +7,10 @@ import torch
 
 from service.engine import schedulers
 from service.engine.conditioning import Branch, Conditioning
+from service.engine.loras.stacks import EMPTY, NO_LORAS, Side, Stack, Stacks, TextInForce
 from service.engine.models import Models, UNetName
 from service.engine.orders import Order
 from service.engine.schedulers import Leg
-from service.engine.stacks import EMPTY, NO_LORAS, Side, Stack, Stacks, TextInForce
 
 Conditionings = Callable[[TextInForce, TextInForce], Conditioning]
 """The conditioning of an order for what is in force for its two prompts."""

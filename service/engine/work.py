@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from darkroom.types import Timings
-from service.engine.arranged import Arranged
 from service.engine.conditioning import Conditioning
 from service.engine.costs import Stage
+from service.engine.loras.arranged import Arranged
+from service.engine.loras.stacks import Stacks, TextInForce
 from service.engine.orders import Done, Listener, Order, Picture
-from service.engine.stacks import Stacks, TextInForce
 
 
 class Work:

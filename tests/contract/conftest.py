@@ -11,7 +11,7 @@ from lora_files import lora_file
 from service import wiring
 from service.engine import memory
 from service.engine.engine import Engine
-from service.engine.residency import Watch
+from service.engine.loras.residency import Watch
 from service.metrics import Metrics
 from service.settings import Settings
 from service.wiring import Components

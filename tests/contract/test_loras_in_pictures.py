@@ -16,7 +16,7 @@ from in_process import GOOD, Async, Caller, Served, Sync, pixels
 from integration.test_hot_swap import pictures
 from service.engine import models as loading
 from service.engine import presets
-from service.engine.residency import HostResidency
+from service.engine.loras.residency import HostResidency
 from service.translation import order_from
 
 BASE_ONLY = {"refiner": {"enabled": False}}
@@ -105,6 +105,7 @@ def test_what_left_the_memory_is_read_back_as_it_was_arranged(studio, models, tm
     first = caller.generate(loras=["ink@1"])
     registry = studio.components.loras.registry()
     digest = registry.resolve("ink@1").digest
+    studio.components.adapters._residency().close()
     kept = next((tmp_path / "arranged").glob(f"{digest.removeprefix('sha256:')}-*"))
     fresh = HostResidency(
         lambda: registry,

@@ -18,8 +18,8 @@ from service.engine.audit import Auditor
 from service.engine.conditioning import Conditioner
 from service.engine.engine import Engine
 from service.engine.loop import StepLoop
+from service.engine.loras.stacks import EMPTY, Part, Stacks
 from service.engine.orders import Done, Failed, Order
-from service.engine.stacks import EMPTY, Part, Stacks
 from service.engine.trajectory import Trajectory
 from service.errors import SwapFailed
 

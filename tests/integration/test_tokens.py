@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from builders import an_order
-from service.engine.arranged import Arranged
 from service.engine.conditioning import Conditioner
+from service.engine.loras.arranged import Arranged
+from service.engine.loras.stacks import NOTHING, Stacks, TextInForce
+from service.engine.loras.tokens import TokenizerWithTokens, embedded, is_said
 from service.engine.orders import LoraOrder
-from service.engine.stacks import NOTHING, Stacks, TextInForce
-from service.engine.tokens import TokenizerWithTokens, embedded, is_said
 
 PROMPT = "a red circle on a blue background"
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from urllib.parse import unquote
 
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from darkroom._errors import refusal_of
 from darkroom.types import (
+    BlendRequest,
     FieldError,
     Lora,
     LoraAlias,
@@ -18,6 +19,7 @@ from darkroom.types import (
     LoraInspection,
     LoraPage,
     LoraReason,
+    LoraServed,
     LoraVersion,
     LoraVersionPage,
     Problem,
@@ -104,6 +106,14 @@ class FakeLoras:
             case "GET", ["loras", name, "versions", number, "file"]:
                 version = self._version(name, number)
                 return Answer(200, self._files[version.digest], {"ETag": f'"{version.digest}"'})
+            case "POST", ["loras", name, "blends"]:
+                return self._blend(name, asked)
+            case "PUT", ["loras", name, "versions", number, "pin"]:
+                pinned = self._version(name, number)
+                return _answer(LoraServed(ref=pinned.ref, digest=pinned.digest, tier="disk"))
+            case "DELETE", ["loras", name, "versions", number, "pin"]:
+                self._version(name, number)
+                return Answer(204)
             case "DELETE", ["loras", name, "versions", number]:
                 self._delete(self._version(name, number))
                 return Answer(204)
@@ -117,6 +127,34 @@ class FakeLoras:
                 del self._kept[name].aliases[alias]
                 return Answer(204)
         raise _refused(404, "not_found", "nothing is served at this path")
+
+    def named_in(self, refs: Sequence[str], field: str = "loras") -> list[LoraVersion]:
+        """The versions that a request means.
+
+        Raises:
+            Refused
+        """
+        found = []
+        for place, ref in enumerate(refs):
+            try:
+                found.append(self._resolved(ref))
+            except Refused as refused:
+                detail = refused.problem.detail
+                fault = FieldError(pointer=f"/{field}/{place}/ref", message=detail)
+                raise _refused(422, "unknown_lora", detail, fault) from None
+        return found
+
+    def _blend(self, name: str, asked: Asked) -> Answer:
+        """Bytes that depend on the sources and the method, published."""
+        try:
+            request = BlendRequest.model_validate_json(asked.body)
+        except ValidationError as error:
+            raise Refused(refusal_of(error)) from None
+        sources = self.named_in([source.ref for source in request.sources], "sources")
+        what = request.model_dump_json(exclude={"alias", "tags", "description"})
+        data = b"\x02\0\0\0\0\0\0\0{}" + f"{what} {[source.digest for source in sources]}".encode()
+        labels = {"alias": [request.alias] if request.alias else [], "tag": list(request.tags)}
+        return self._publish(name, replace(asked, body=data, query=labels))
 
     def _publish(self, name: str, asked: Asked) -> Answer:
         reason = _reason(asked.body)
@@ -287,7 +325,8 @@ def _highest_first(kept: _Kept) -> list[LoraVersion]:
 
 
 def _answer(
-    body: Lora | LoraAlias | LoraInspection | LoraPage | LoraVersion | LoraVersionPage, status: int = 200
+    body: Lora | LoraAlias | LoraInspection | LoraPage | LoraServed | LoraVersion | LoraVersionPage,
+    status: int = 200,
 ) -> Answer:
     headers = {"Content-Type": "application/json"}
     if isinstance(body, LoraAlias):

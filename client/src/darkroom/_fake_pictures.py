@@ -6,12 +6,16 @@ import importlib.util
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 
 from darkroom.types import (
     GeneratedImage,
     GenerateRequest,
     GenerateResponse,
     ImageFormat,
+    LoraReceipt,
+    LoraServed,
+    LoraVersion,
     PromptTokens,
     Receipt,
     Refiner,
@@ -32,17 +36,18 @@ def can_encode(image_format: ImageFormat) -> bool:
     return image_format == "png" or importlib.util.find_spec("PIL") is not None
 
 
-def generated(request: GenerateRequest, number: int) -> GenerateResponse:
-    """The answer to a request; `number` tells apart those that leave the seed open."""
+def generated(request: GenerateRequest, number: int, loras: Sequence[LoraVersion] = ()) -> GenerateResponse:
+    """The answer to a request whose refs mean these `loras`; `number` tells apart those that leave the seed open."""
     drawn = int.from_bytes(hashlib.sha256(f"{number} {request.prompt}".encode()).digest()[:8], "big")
     first_seed = drawn if request.seed is None else request.seed
     seeds = [(first_seed + index) % 2**64 for index in range(request.num_images)]
     return GenerateResponse(
         id=f"fake-{number}",
         model="fake",
-        images=[_image(request, index, seed) for index, seed in enumerate(seeds)],
+        images=[_image(request, index, seed, loras) for index, seed in enumerate(seeds)],
         timings=Timings(queue=0, encode=0, base=0, refiner=0, decode=0, encode_image=0, total=0),
         tokens=_tokens(request) if request.tokens else None,
+        loras=[LoraServed(ref=lora.ref, digest=lora.digest, tier="host") for lora in loras],
     )
 
 
@@ -52,10 +57,11 @@ def preview(request: GenerateRequest, seed: int) -> bytes:
 
 
 def _recipe(request: GenerateRequest, seed: int) -> str:
-    return f"{seed} {request.negative_prompt!r} {request.prompt}"
+    loras = "".join(f"{use.ref} {use.weight} {use.scope} " for use in request.loras)
+    return f"{loras}{seed} {request.negative_prompt!r} {request.prompt}"
 
 
-def _image(request: GenerateRequest, index: int, seed: int) -> GeneratedImage:
+def _image(request: GenerateRequest, index: int, seed: int, loras: Sequence[LoraVersion]) -> GeneratedImage:
     width, height = request.width or _EDGE, request.height or _EDGE
     pixels = _pixels(_recipe(request, seed), width, height)
     return GeneratedImage(
@@ -65,7 +71,7 @@ def _image(request: GenerateRequest, index: int, seed: int) -> GeneratedImage:
         media_type=f"image/{request.output.format}",
         width=width,
         height=height,
-        receipt=_receipt(request, seed, width, height),
+        receipt=_receipt(request, seed, width, height, loras),
     )
 
 
@@ -101,7 +107,9 @@ def _png(rows: list[bytes], width: int, height: int) -> bytes:
     )
 
 
-def _receipt(request: GenerateRequest, seed: int, width: int, height: int) -> Receipt:
+def _receipt(
+    request: GenerateRequest, seed: int, width: int, height: int, loras: Sequence[LoraVersion]
+) -> Receipt:
     steps = request.num_inference_steps
     refiner = request.refiner or Refiner()
     base_steps = round(steps * refiner.denoising_end) if refiner.enabled else steps
@@ -129,6 +137,12 @@ def _receipt(request: GenerateRequest, seed: int, width: int, height: int) -> Re
         negative_original_size=request.negative_original_size,
         negative_crops_coords_top_left=request.negative_crops_coords_top_left,
         negative_target_size=request.negative_target_size,
+        loras=[
+            LoraReceipt(
+                **use.model_dump(exclude={"ref"}), ref=lora.ref, digest=lora.digest, auto_v3=lora.auto_v3
+            )
+            for use, lora in zip(request.loras, loras, strict=True)
+        ],
         model="fake",
         model_fingerprint="0" * 64,
         versions={},

@@ -1,18 +1,24 @@
 """What `FakeDarkroom` answers to those who want to see its pictures grow."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from darkroom._fake_pictures import generated, preview
-from darkroom.types import Accepted, FieldError, GenerateRequest, Problem, Progress
+from darkroom.types import Accepted, FieldError, GenerateRequest, LoraVersion, Problem, Progress
 
 ESTIMATED_SECONDS = 1.0
 
 
-def stream(request: GenerateRequest, number: int, *, failure: str | None = None) -> bytes:
+def stream(
+    request: GenerateRequest,
+    number: int,
+    loras: Sequence[LoraVersion] = (),
+    *,
+    failure: str | None = None,
+) -> bytes:
     """All events of a request: every step of every image, then the result; or half the steps and the problem that
     `failure` holds as JSON, or nothing more where it is empty."""
-    events = [*_events(request, number, failure)]
+    events = [*_events(request, number, loras, failure)]
     frames = (f"id: {n}\nevent: {name}\ndata: {data}\n\n" for n, (name, data) in enumerate(events, 1))
     return "".join(frames).encode()
 
@@ -31,8 +37,10 @@ def without_stream(request: GenerateRequest) -> Problem | None:
     )
 
 
-def _events(request: GenerateRequest, number: int, failure: str | None) -> Iterator[tuple[str, str]]:
-    response, steps = generated(request, number), request.num_inference_steps
+def _events(
+    request: GenerateRequest, number: int, loras: Sequence[LoraVersion], failure: str | None
+) -> Iterator[tuple[str, str]]:
+    response, steps = generated(request, number, loras), request.num_inference_steps
     yield "accepted", Accepted(id=response.id, estimated_seconds=ESTIMATED_SECONDS).model_dump_json()
     previews = [
         base64.b64encode(preview(request, image.seed)).decode() if request.previews else None

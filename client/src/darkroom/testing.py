@@ -164,7 +164,8 @@ class FakeDarkroom:
             failure, midway = self._failures.pop(0)
             if midway and streams and received is not None:
                 problem = "" if isinstance(failure, Exception) else failure.text
-                return _events(_fake_streams.stream(received, next(self._ids), failure=problem))
+                loras = self._loras.named_in([use.ref for use in received.loras])
+                return _events(_fake_streams.stream(received, next(self._ids), loras, failure=problem))
             if isinstance(failure, Exception):
                 raise failure
             return failure
@@ -177,16 +178,23 @@ class FakeDarkroom:
                 if isinstance(order, Problem):
                     return _problem(order)
                 assert order is not None
-                if streams:
-                    return _events(_fake_streams.stream(order, next(self._ids)))
-                if (refused := _fake_streams.without_stream(order)) is not None:
+                if not streams and (refused := _fake_streams.without_stream(order)) is not None:
                     return _problem(refused)
-                return _json(200, generated(order, next(self._ids)).model_dump_json())
+                return self._pictures(order, streams=streams)
             case "GET", "/v1/info":
                 return _json(200, _INFO.model_dump_json())
             case "GET", "/readyz":
                 return _json(200, "{}")
         return _refusal(404)
+
+    def _pictures(self, order: GenerateRequest, *, streams: bool) -> httpx.Response:
+        try:
+            loras = self._loras.named_in([use.ref for use in order.loras])
+        except Refused as refused:
+            return _problem(refused.problem)
+        if streams:
+            return _events(_fake_streams.stream(order, next(self._ids), loras))
+        return _json(200, generated(order, next(self._ids), loras).model_dump_json())
 
     def _registry_answer(self, request: httpx.Request) -> httpx.Response:
         query = {name: request.url.params.get_list(name) for name in request.url.params}

@@ -51,6 +51,7 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
         "2 of 2",
         "ink-wash@1 ['ink wash']",
         "ink-wash 1",
+        "['host', 'host']",
         "/width Input should be a multiple of 8",
         "/guidance_scale Input should be less than or equal to 50",
     ]

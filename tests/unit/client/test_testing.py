@@ -1,6 +1,7 @@
 """`FakeDarkroom`, which other people's tests stand on."""
 
 import asyncio
+import io
 
 import httpx
 import PIL.Image
@@ -8,9 +9,11 @@ import pytest
 
 from darkroom import (
     AuthenticationFailed,
+    BlendSource,
     ConnectionFailed,
     GenerateRequest,
     InvalidRequest,
+    LoraUse,
     NotFound,
     Output,
     Problem,
@@ -143,3 +146,28 @@ def test_many_calls_at_once(fake):
             return await asyncio.gather(*(client.generate("a fox", seed=seed) for seed in range(5)))
 
     assert [generation.image.seed for generation in asyncio.run(scenario())] == [0, 1, 2, 3, 4]
+
+
+def test_loras_of_a_request_are_looked_up_in_the_fakes_registry():
+    fake = FakeDarkroom()
+    with fake.client() as client:
+        ink = client.loras.publish("ink", io.BytesIO(b"\x02\0\0\0\0\0\0\0{}"))
+        plain = client.generate("a fox", seed=1)
+        inked = client.generate("a fox", seed=1, loras=[LoraUse(ref="ink:latest", weight=0.5)])
+        assert inked.image.data != plain.image.data
+        assert [(lora.ref, lora.digest) for lora in inked.image.receipt.loras] == [("ink@1", ink.digest)]
+        with pytest.raises(InvalidRequest) as caught:
+            client.generate("a fox", loras=["ink", "nobody"])
+    assert (caught.value.code, caught.value.errors[0].pointer) == ("unknown_lora", "/loras/1/ref")
+
+
+def test_a_blend_of_the_fake_is_a_version_like_any_other():
+    with FakeDarkroom().client() as client:
+        client.loras.publish("ink", io.BytesIO(b"\x02\0\0\0\0\0\0\0{}"))
+        mixed = client.loras.blend("mixed", ["ink", BlendSource(ref="ink", weight=-0.5)], alias="prod")
+        again = client.loras.blend("mixed", ["ink", BlendSource(ref="ink", weight=-0.5)])
+        assert (mixed.ref, again.existing) == ("mixed@1", True)
+        assert client.loras.pin("mixed", 1).digest == mixed.digest
+        client.loras.unpin("mixed", 1)
+        with pytest.raises(InvalidRequest):
+            client.loras.blend("mixed", ["nobody"])

@@ -11,9 +11,9 @@ from torch import nn
 from lora_registry.base_model import Layer
 from lora_registry.inspection import plan
 from lora_registry.registry import Registry
-from service.engine.blends import Blend, blend, layer_seed
-from service.engine.changes import Change
-from service.engine.lora_files import Adapter, read
+from service.engine.loras.blends import Blend, blend, layer_seed
+from service.engine.loras.changes import Change
+from service.engine.loras.files import Adapter, read
 from service.errors import InvalidBlend
 from unit.lora_registry.makers import (
     clip_pair,

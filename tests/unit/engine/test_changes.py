@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from service.engine.changes import Change
+from service.engine.loras.changes import Change
 
 ROLES = {
     "lora_A": "down",

@@ -10,7 +10,7 @@ from lora_registry.base_model import BaseModel
 from lora_registry.header import Header, Tensor, read_header
 from lora_registry.inspection import inspect, plan
 from lora_registry.records import Inspection, Module
-from service.engine.lora_files import Adapter, read
+from service.engine.loras.files import Adapter, read
 from service.errors import IncompatibleLora
 from unit.lora_registry.makers import BASES, bfloat16, kohya, layers, numbers, peft, pocket, safetensors
 from unit.lora_registry.zoo import specimen, zoo

@@ -10,9 +10,9 @@ import torch
 
 from lora_registry import Header, Inspection
 from lora_registry.errors import BlobMissing
-from service.engine import residency
-from service.engine.arranged import Arranged, Changes, Run
-from service.engine.residency import HostResidency, Shelf, Watch
+from service.engine.loras import residency
+from service.engine.loras.arranged import Arranged, Changes, Run
+from service.engine.loras.residency import HostResidency, Shelf, Watch
 
 KILOBYTE = 1024
 

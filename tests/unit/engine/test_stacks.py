@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from service.engine.arranged import Arranged, Changes
+from service.engine.loras.arranged import Arranged, Changes
+from service.engine.loras.stacks import EMPTY, NO_LORAS, Stacks, block_factor
 from service.engine.orders import LoraOrder
-from service.engine.stacks import EMPTY, NO_LORAS, Stacks, block_factor
 
 NOTHING_IN_IT = Changes((), ())
 

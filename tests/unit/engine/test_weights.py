@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from lora_registry import faults
-from service.engine.arranged import arrange
-from service.engine.changes import Change
-from service.engine.lora_files import Adapter
-from service.engine.stacks import EMPTY, Part
-from service.engine.weights import Weights
+from service.engine.loras.arranged import arrange
+from service.engine.loras.changes import Change
+from service.engine.loras.files import Adapter
+from service.engine.loras.stacks import EMPTY, Part
+from service.engine.loras.weights import Weights
 from service.errors import IncompatibleLora, OutOfDeviceMemory, SwapFailed, WeightsLost
 
 

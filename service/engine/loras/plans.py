@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from lora_registry.records import Component
-from service.engine.arranged import Run
-from service.engine.changes import Change
-from service.engine.groups import Group
-from service.engine.stacks import Part, Stack, block_factor
+from service.engine.loras.arranged import Run
+from service.engine.loras.changes import Change
+from service.engine.loras.groups import Group
+from service.engine.loras.stacks import Part, Stack, block_factor
 
 
 @dataclass(frozen=True, eq=False)

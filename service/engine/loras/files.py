@@ -12,7 +12,7 @@ import torch
 
 from lora_registry.header import Header, Tensor
 from lora_registry.records import Component, Inspection, Module
-from service.engine.changes import Change
+from service.engine.loras.changes import Change
 from service.errors import IncompatibleLora
 
 _DTYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}

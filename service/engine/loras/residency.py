@@ -9,7 +9,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Generic, Literal, Protocol, TypeVar
 
@@ -20,8 +21,9 @@ from darkroom.types import LoraTier
 from lora_registry import Header, Inspection, faults
 from lora_registry.disk_cache import DiskCache
 from lora_registry.errors import BlobMissing, StorageError
-from service.engine import arranged_files, lora_files
-from service.engine.arranged import Arranged, Layout, arrange
+from service.engine.loras import arranged_files
+from service.engine.loras import files as lora_files
+from service.engine.loras.arranged import Arranged, Layout, arrange
 
 HASHED_BYTES = 1 << 22
 
@@ -125,6 +127,7 @@ class HostResidency:
         self._source, self._layout, self._dtype, self._pin_memory = source, layout, dtype, pin_memory
         self._disk, self._suffix = disk, arranged_files.suffix_for(layout, dtype)
         self._watch = watch
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="keep-lora")
         self._lock = threading.Lock()
         self._shelf: Shelf[Arranged] = Shelf(budget_bytes, lambda: watch.evicted("host"))
         self._coming: dict[str, Future[Fetched]] = {}
@@ -162,6 +165,10 @@ class HostResidency:
         with self._lock:
             return digest in self._shelf.pinned
 
+    def close(self) -> None:
+        """Write what is to be kept on the disk, and no more."""
+        self._writing.shutdown()
+
     def _bring(self, digest: str, coming: "Future[Fetched]") -> None:
         try:
             fetched = self._read(digest)
@@ -175,7 +182,9 @@ class HostResidency:
             del self._coming[digest]
             self._report()
         coming.set_result(fetched)
-        self._keep_on_disk(fetched.adapter)
+        if self._disk is not None and self._key(digest) not in self._disk:
+            with suppress(RuntimeError):  # closed meanwhile; then it is made again the next time
+                self._writing.submit(self._keep_on_disk, self._disk, fetched.adapter)
 
     def _read(self, digest: str) -> Fetched:
         started = time.perf_counter()
@@ -203,12 +212,10 @@ class HostResidency:
             found = arranged_files.read(file)
         return found if found is not None and found.digest == digest else None
 
-    def _keep_on_disk(self, adapter: Arranged) -> None:
-        """For the next time, after whoever waited has it. A disk that is full or gone costs time, and nothing else."""
-        if self._disk is None or self._key(adapter.digest) in self._disk:
-            return
+    def _keep_on_disk(self, disk: DiskCache, adapter: Arranged) -> None:
+        """For the next time, while nobody waits. A disk that is full or gone costs time, and nothing else."""
         try:
-            self._disk.put(self._key(adapter.digest), lambda file: arranged_files.write(adapter, file))
+            disk.put(self._key(adapter.digest), lambda file: arranged_files.write(adapter, file))
         except StorageError as exc:
             log.warning("arranged LoRA was not kept on the disk", reason=str(exc))
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 
 from lora_registry.records import Component
-from service.engine.changes import Change
-from service.engine.lora_files import Adapter
+from service.engine.loras.changes import Change
+from service.engine.loras.files import Adapter
 from service.errors import IncompatibleLora
 
 Vectors = Mapping[Component, torch.Tensor]

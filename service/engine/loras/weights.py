@@ -15,10 +15,10 @@ from torch import nn
 
 from lora_registry import faults
 from lora_registry.records import Component
-from service.engine.arranged import Place
-from service.engine.groups import stacked
-from service.engine.plans import Plan, live_of, planned
-from service.engine.stacks import EMPTY, Stack, detached
+from service.engine.loras.arranged import Place
+from service.engine.loras.groups import stacked
+from service.engine.loras.plans import Plan, live_of, planned
+from service.engine.loras.stacks import EMPTY, Stack, detached
 from service.errors import OutOfDeviceMemory, SwapFailed, WeightsLost
 
 _PRISTINE = Plan()

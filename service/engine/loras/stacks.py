@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from lora_registry.records import Component
-from service.engine.arranged import Arranged, Vectors
+from service.engine.loras.arranged import Arranged, Vectors
 from service.engine.orders import LoraOrder
 
 Side = Literal["cond", "uncond"]

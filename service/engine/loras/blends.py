@@ -32,8 +32,8 @@ from peft.utils.merge_utils import dare_linear, dare_ties, task_arithmetic, ties
 from lora_registry.base_model import Layer
 from lora_registry.records import Component
 from lora_registry.shapes import MAX_RANK
-from service.engine.changes import Change
-from service.engine.lora_files import Adapter
+from service.engine.loras.changes import Change
+from service.engine.loras.files import Adapter
 from service.errors import InvalidBlend
 
 Method = Literal[

@@ -19,8 +19,8 @@ from safetensors.torch import save
 
 from lora_registry.header import UnreadableHeader, read_header
 from lora_registry.records import Component
-from service.engine.arranged import Arranged, Changes, Layout, Place, Run
-from service.engine.changes import Change
+from service.engine.loras.arranged import Arranged, Changes, Layout, Place, Run
+from service.engine.loras.changes import Change
 
 VERSION: Final = 1
 """Counts up with every change of the form, of `arrange` or of what intake takes a file to mean."""
