@@ -16,8 +16,10 @@ import torch
 
 from darkroom.types import ImageFormat, Limits, ModelInfo, SchedulerName, ServiceInfo
 from darkroom.types import generate as limits
+from darkroom.types.loras import MAX_LORAS
 from lora_registry import BaseModel, Registry, families
 from lora_registry.disk_cache import DiskCache
+from lora_registry.registry import MAX_LORA_BYTES
 from service import __version__
 from service.adapters import Adapters
 from service.blending import Blending
@@ -235,6 +237,8 @@ class Components:
                 max_prompt_characters=limits.MAX_PROMPT_CHARACTERS,
                 max_body_bytes=self.settings.max_body_bytes,
                 max_queue_seconds=self.settings.max_queue_seconds,
+                max_loras=MAX_LORAS,
+                max_lora_bytes=MAX_LORA_BYTES,
             ),
             versions=self._versions,
         )

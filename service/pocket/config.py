@@ -38,7 +38,7 @@ class Config:
     vae_gate: float = 0.98
     """Share of shapes that must survive the VAE's round trip before the UNet may train."""
 
-    pictures: int = 40_000
+    pictures: int = 64_000
     """Training pictures for the UNets, each with two captions."""
     text_width: int = 64
     text_width_2: int = 96

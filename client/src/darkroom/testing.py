@@ -32,6 +32,7 @@ from darkroom.types import (
 )
 from darkroom.types.faults import invalid_request
 from darkroom.types.generate import MAX_EDGE, MAX_IMAGES, MAX_PROMPT_CHARACTERS, MAX_STEPS
+from darkroom.types.loras import MAX_LORAS
 
 _URL = "http://fake-darkroom"
 _CODES = {
@@ -60,6 +61,8 @@ _INFO = ServiceInfo(
         max_prompt_characters=MAX_PROMPT_CHARACTERS,
         max_body_bytes=1 << 20,
         max_queue_seconds=120.0,
+        max_loras=MAX_LORAS,
+        max_lora_bytes=1 << 30,
     ),
     versions={},
 )

@@ -22,6 +22,10 @@ class Limits(Response):
     max_prompt_characters: int
     max_body_bytes: int
     max_queue_seconds: float
+    max_loras: int = 0
+    """Of one request."""
+    max_lora_bytes: int = 0
+    """Of one file to be published."""
 
 
 class ServiceInfo(Response):
