@@ -5,7 +5,6 @@
 
 import argparse
 import contextlib
-import io
 import os
 import socket
 import subprocess
@@ -54,7 +53,7 @@ STRIPS: dict[str, list[Shot]] = {
     '"a big yellow ring on a black background": four seeds in one request': [
         Shot("seed {seed}", {"prompt": "a big yellow ring on a black background", "num_images": 4}),
     ],
-    "what the pocket model is still learning: places, textures, two things": [
+    "places, textures, two things": [
         Shot(prompt, {"prompt": prompt})
         for prompt in (
             "a small white circle at the top, purple background",
@@ -121,7 +120,7 @@ def develop(client: Darkroom, output: Path) -> None:
     print(f"ready: Darkroom {info.version} with '{info.model.name}' on {info.model.device}\n")
     wanted = dict(STRIPS)
     if info.model.name == "pocket":
-        publish_by_hand(client)
+        publish_by_hand(client, output)
         wanted |= LORA_STRIPS
     print(f"{'picture':<44} {'seed':>10} {'encode':>7} {'base':>7} {'refiner':>8} {'decode':>7} {'total':>7}")
     strips = []
@@ -148,14 +147,16 @@ def develop(client: Darkroom, output: Path) -> None:
     print(f"\neverything side by side: {sheet}")
 
 
-def publish_by_hand(client: Darkroom) -> None:
-    """Make the LoRA in some seconds of training, and publish it."""
-    from examples.handmade import red_to_blue  # torch, which a client of a service elsewhere need not have
-
+def publish_by_hand(client: Darkroom, output: Path) -> None:
+    """Make the LoRA in some seconds of training, in a process of its own, and publish it."""
+    file = output / f"{LORA}.safetensors"
     print(f"making a LoRA by hand, '{LORA}' (half a minute)")
-    published = client.loras.publish(
-        LORA, io.BytesIO(red_to_blue()), alias="demo", description="Red becomes blue."
+    making = subprocess.run(
+        [sys.executable, "-m", "examples.handmade", str(file)], capture_output=True, text=True
     )
+    if making.returncode:
+        raise DarkroomError(f"the LoRA could not be made:\n{making.stderr}")
+    published = client.loras.publish(LORA, file, alias="demo", description="Red becomes blue.")
     print(f"published {published.ref}, {published.size_bytes / 1000:.0f} kB, {published.digest[:19]}…\n")
 
 
