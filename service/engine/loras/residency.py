@@ -205,12 +205,20 @@ class HostResidency:
         return Fetched(adapter, tier)
 
     def _from_disk(self, digest: str) -> Arranged | None:
-        """As it was arranged before, where it is on the disk and sound."""
-        if self._disk is None or (file := self._disk.open(self._key(digest))) is None:
+        """As it was arranged before, where it is on the disk and sound. One that is damaged goes, to be made again."""
+        if self._disk is None:
             return None
-        with file:
-            found = arranged_files.read(file)
-        return found if found is not None and found.digest == digest else None
+        try:
+            if (file := self._disk.open(self._key(digest))) is None:
+                return None
+            with file:
+                found = arranged_files.read(file)
+            if found is not None and found.digest == digest:
+                return found
+            self._disk.delete(self._key(digest))
+        except (StorageError, OSError) as exc:
+            log.warning("arranged LoRA could not be read from the disk", reason=str(exc))
+        return None
 
     def _keep_on_disk(self, disk: DiskCache, adapter: Arranged) -> None:
         """For the next time, while nobody waits. A disk that is full or gone costs time, and nothing else."""
