@@ -82,6 +82,8 @@ class Stacks:
 
     def text(self, side: Side, done: float) -> TextInForce:
         """What is in force where the prompt of that branch is encoded, for the step at `done`."""
+        if not self._loras:
+            return NOTHING
         return TextInForce(
             self._stack("text_encoder", side, done),
             self._stack("text_encoder_2", side, done),
@@ -96,6 +98,8 @@ class Stacks:
         )
 
     def _stack(self, component: Component, side: Side, done: float) -> Stack:
+        if not self._loras:
+            return EMPTY
         in_force = tuple(
             lora.scope in ("both", side) and lora.start <= done < lora.end for lora in self._loras
         )
