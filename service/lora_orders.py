@@ -29,10 +29,18 @@ def lora_orders(
         InvalidOption: one cannot be used as the request says.
     """
     text = "\n".join(prompt.plain for prompt in prompts)
-    found = []
+    found: list[LoraOrder] = []
+    said: dict[str, LoraVersion] = {}
     for place, (use, version) in enumerate(zip(request.loras, versions, strict=True)):
         for field, fault in _faults(use, version, request, models, text, base_share):
             raise InvalidOption(fault, pointer=f"/loras/{place}/{field}")
+        for token in _tokens(version):
+            other = said.setdefault(token.casefold(), version)
+            if other.digest != version.digest:
+                raise InvalidOption(
+                    f"'{version.ref}' and '{other.ref}' both stand for '{token}' in a prompt; only one of them can",
+                    pointer=f"/loras/{place}/ref",
+                )
         found.append(
             LoraOrder(
                 ref=version.ref,
@@ -78,6 +86,12 @@ def _faults(
     yield from _faults_of_blocks(use, version, models)
     if use.scope == "uncond" and request.guidance_scale <= 1:
         yield "scope", "there is no uncond branch at a guidance_scale of 1 or below"
+    unsaid = request.negative_prompt is None and "base" in models.force_zeros_for_empty_prompt
+    if use.scope == "uncond" and unsaid and "unet" not in version.components:
+        yield (
+            "scope",
+            "without a negative prompt the uncond branch is zeros, which no text encoder has a part in",
+        )
     steps = request.num_inference_steps
     base_steps = round(steps * base_share)
     if version.kind != "embedding" and not any(
@@ -90,6 +104,11 @@ def _faults(
         )
     if version.kind == "embedding":
         yield from _faults_of_embedding(use, version, text)
+
+
+def _tokens(version: LoraVersion) -> tuple[str, ...]:
+    """What its embeddings are called in a prompt; a file that does not say so has the LoRA's own name for it."""
+    return version.tokens or ((version.name,) if version.kind == "embedding" else ())
 
 
 def _faults_of_components(use: LoraUse, version: LoraVersion) -> Iterator[tuple[str, str]]:
@@ -126,7 +145,7 @@ def _faults_of_embedding(use: LoraUse, version: LoraVersion, text: str) -> Itera
                 field,
                 f"'{version.ref}' is an embedding: it counts where a prompt says it, as (token)1.2 weights it",
             )
-    tokens = version.tokens or (version.name,)
+    tokens = _tokens(version)
     if not any(is_said(token, text) for token in tokens):
         wanted = " or ".join(f"'{token}'" for token in tokens)
         yield "ref", f"'{version.ref}' is an embedding, and neither prompt says {wanted}"

@@ -44,6 +44,9 @@ def studio(serve, tmp_path, models) -> Served:
     widths = [models.text_encoder.config.hidden_size, models.text_encoder_2.config.hidden_size]
     vectors = {name: torch.ones(2, width) for name, width in zip(("clip_l", "clip_g"), widths, strict=True)}
     registry.publish("bad-hands", io.BytesIO(save(vectors)))
+    for name in ("ohwx-one", "ohwx-two"):
+        named = {"ohwx": torch.full((1, widths[1]), float(len(name)) + (name == "ohwx-two"))}
+        registry.publish(name, io.BytesIO(save(named)))
     return service
 
 
@@ -159,6 +162,16 @@ def test_an_embedding_counts_where_a_prompt_says_its_name(caller):
             {"loras": [LoraUse(ref="ink", scope="uncond")], "guidance_scale": 1.0},
             "/loras/0/scope",
             "no uncond branch",
+        ),
+        (
+            {"loras": [LoraUse(ref="words", scope="uncond")], "negative_prompt": None},
+            "/loras/0/scope",
+            "without a negative prompt",
+        ),
+        (
+            {"loras": ["ohwx-one", "ohwx-two"], "negative_prompt": "ohwx"},
+            "/loras/1/ref",
+            "both stand for 'ohwx'",
         ),
         ({"loras": [LoraUse(ref="ink", start=0.9)]}, "/loras/0/start", "none of the base's steps"),
         ({"loras": [LoraUse(ref="bad-hands", weight=0.5)]}, "/loras/0/weight", "is an embedding"),
