@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from benchmarks.gpu_sides import EngineSide, StockSide
 from benchmarks.gpu_suite import Suite
 from benchmarks.interleave import interleave, wall
+from benchmarks.random_loras import random_lora
 from benchmarks.report import Row, row, times_as_fast
 from lora_registry import Header, Inspection
 from lora_registry.disk_cache import DiskCache
@@ -25,7 +26,6 @@ from service.engine.loras.stacks import Part
 from service.engine.models import Models
 from service.engine.orders import LoraOrder
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 SWAPS = 50
 
 
@@ -53,15 +53,8 @@ class Folder:
     loaded: Models
 
     def write(self, seed: int, kind: Kind) -> str:
-        """A random LoRA; the digest is made up and stands for the file's name."""
-        generator = torch.Generator(self.loaded.device).manual_seed(seed)
-        tensors = {}
-        for name, pristine in self.loaded.weights["unet"].pristine():
-            if pristine.ndim == 2 and (not kind.attention_only or name.endswith(ATTENTION)):
-                outputs, inputs = pristine.shape
-                for role, shape in (("A", (kind.rank, inputs)), ("B", (outputs, kind.rank))):
-                    values = torch.randn(shape, generator=generator, device=self.loaded.device) * 0.01
-                    tensors[f"unet.{name}.lora_{role}.weight"] = values.half().cpu()
+        """A random LoRA, and its digest, which is the file's name."""
+        tensors = random_lora(self.loaded, seed, rank=kind.rank, attention_only=kind.attention_only)
         path = self.folder / "lora.safetensors"
         save_file(tensors, path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

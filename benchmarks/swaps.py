@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import save
 
 from benchmarks.interleave import interleave, wall
 from benchmarks.orders import an_order
+from benchmarks.random_loras import random_lora
 from benchmarks.report import Row, row, times_as_fast
 from lora_registry import BaseModel, LoraVersion, Registry
 from lora_registry.disk_cache import DiskCache
@@ -33,21 +35,11 @@ from service.engine.trajectory import Trajectory
 
 RANK = 8
 STEPS = 20
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def lora_file(loaded: Models, seed: int) -> bytes:
-    """All attention layers of the base UNet, random, as diffusers writes them."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, pristine in loaded.weights["unet"].pristine():
-        if name.endswith(ATTENTION):
-            outputs, inputs = pristine.shape
-            tensors[f"unet.{name}.lora_A.weight"] = torch.randn(RANK, inputs, generator=generator).half()
-            tensors[f"unet.{name}.lora_B.weight"] = (
-                torch.randn(outputs, RANK, generator=generator) * 0.02
-            ).half()
-    return bytes(save(tensors))
+    """One of all attention layers, as a file."""
+    return bytes(save(random_lora(loaded, seed, rank=RANK)))
 
 
 @dataclass(frozen=True)
@@ -237,11 +229,8 @@ def _steps(ours: Ours) -> dict[str, Callable[[int], float]]:
 
 def _run(loaded: Models, conditioner: Conditioner, order: Order, adapters: dict[str, Arranged]) -> None:
     loop = StepLoop(loaded, memory.PROFILES["24"])
-
-    def conditioned(cond: Any, uncond: Any) -> Any:
-        return conditioner.conditioning(order, cond, uncond)
-
-    trajectory = Trajectory(order, 0, conditioned, loaded, Stacks(order.loras, adapters))
+    conditionings = partial(conditioner.conditioning, order)
+    trajectory = Trajectory(order, 0, conditionings, loaded, Stacks(order.loras, adapters))
     while not trajectory.finished:
         (step,) = loop.advance([trajectory])
         if step.error is not None:

@@ -13,6 +13,18 @@ from lora_registry.incoming import Incoming, storage_errors
 HEX_DIGITS: Final = 64
 
 
+def blob_name(digest: str) -> str:
+    """The 64 hex digits of `sha256:…`, of which alone paths and keys are made.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    name = digest.removeprefix("sha256:")
+    if len(name) != HEX_DIGITS or not set(name) <= set("0123456789abcdef"):
+        raise ValueError(f"{digest[:80]!r} is not a digest")
+    return name
+
+
 @dataclass(frozen=True)
 class StoredBlob:
     """One blob as the store lists it; `modified_seconds` is since the epoch, by the store's clock."""
@@ -96,9 +108,7 @@ class LocalBlobs:
 
     def path(self, digest: str) -> Path:
         """Where the blob is or would be: made of nothing but the digest."""
-        name = digest.removeprefix("sha256:")
-        if len(name) != HEX_DIGITS or not set(name) <= set("0123456789abcdef"):
-            raise ValueError(f"{digest[:80]!r} is not a digest")
+        name = blob_name(digest)
         return self._folder / name[:2] / name
 
     def _make_folder(self, folder: Path) -> None:

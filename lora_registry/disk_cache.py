@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from lora_registry.blobs import Blobs, StoredBlob
+from lora_registry.blobs import Blobs, StoredBlob, blob_name
 from lora_registry.errors import BlobMissing, StorageFull
 from lora_registry.faults import point
-from lora_registry.incoming import Incoming, abandoned, storage_errors
+from lora_registry.incoming import SUFFIX, Incoming, abandoned, storage_errors
 
 COPY_BYTES: Final = 4 * 2**20
-SUFFIX: Final = ".part"
 ABANDONED_SECONDS: Final = 3600.0
 """A file that has not grown for so long has lost its writer to a crash."""
 
@@ -101,7 +100,7 @@ class CachedBlobs:
         self.remote.put(incoming)
 
     def open(self, digest: str) -> BinaryIO:
-        if (held := self._cache.open(_key(digest))) is not None:
+        if (held := self._cache.open(blob_name(digest))) is not None:
             return held
         with self.remote.open(digest) as source:
 
@@ -110,30 +109,23 @@ class CachedBlobs:
                     raise BlobMissing(digest)
 
             try:
-                self._cache.put(_key(digest), bring)
+                self._cache.put(blob_name(digest), bring)
             except StorageFull:
                 return self.remote.open(digest)  # it costs time, and nothing else
-        return self._cache.open(_key(digest)) or self.remote.open(digest)
+        return self._cache.open(blob_name(digest)) or self.remote.open(digest)
 
     def is_local(self, digest: str) -> bool:
-        return _key(digest) in self._cache
+        return blob_name(digest) in self._cache
 
     def has(self, digest: str, size_bytes: int) -> bool:
         return self.remote.has(digest, size_bytes)
 
     def delete(self, digest: str) -> None:
         self.remote.delete(digest)
-        self._cache.delete(_key(digest))
+        self._cache.delete(blob_name(digest))
 
     def stored(self) -> Iterator[StoredBlob]:
         return self.remote.stored()
-
-
-def _key(digest: str) -> str:
-    name = digest.removeprefix("sha256:")
-    if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
-        raise ValueError(f"{digest[:80]!r} is not a digest")
-    return name
 
 
 def _copied(source: BinaryIO, copy: BinaryIO) -> str:

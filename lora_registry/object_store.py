@@ -15,14 +15,13 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import from_url
 
+from lora_registry.blobs import StoredBlob, blob_name
 from lora_registry.errors import BlobMissing, StorageUnavailable
 from lora_registry.faults import InjectedFault, point
 from lora_registry.incoming import Incoming
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
-
-    from lora_registry.blobs import StoredBlob
 
 ONE_PUT_BYTES: Final = 8 * 2**20
 READ_BYTES: Final = 4 * 2**20
@@ -83,9 +82,7 @@ class ObjectBlobs:
             except (NotFoundError, FileNotFoundError):
                 return
 
-    def stored(self) -> "Iterator[StoredBlob]":
-        from lora_registry.blobs import StoredBlob
-
+    def stored(self) -> Iterator[StoredBlob]:
         with store_errors():
             for batch in obstore.list(self._store, prefix=_FOLDER):
                 for entry in batch:
@@ -156,7 +153,5 @@ def store_errors() -> Iterator[None]:
 
 
 def _path(digest: str) -> str:
-    name = digest.removeprefix("sha256:")
-    if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
-        raise ValueError(f"{digest[:80]!r} is not a digest")
+    name = blob_name(digest)
     return f"{_FOLDER}/{name[:2]}/{name}"

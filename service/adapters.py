@@ -50,7 +50,7 @@ class Adapters:
         """
         if not uses:
             return ()
-        return await self._in_thread(lambda: _resolved(self._registry(), uses))
+        return await self._in_thread(lambda: resolved(self._registry(), [use.ref for use in uses], "loras"))
 
     async def fetch(self, loras: Sequence[LoraOrder], engine: Engine) -> FetchedLoras:
         """Every adapter of an order in the host's memory, those that must be read side by side.
@@ -90,11 +90,16 @@ class Adapters:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _resolved(registry: Registry, uses: Sequence[LoraUse]) -> tuple[LoraVersion, ...]:
+def resolved(registry: Registry, refs: Sequence[str], field: str) -> tuple[LoraVersion, ...]:
+    """The version that each ref of a request's list `field` means.
+
+    Raises:
+        UnknownLora: a ref means nothing, or cannot be read; it points at that ref.
+    """
     versions = []
-    for place, use in enumerate(uses):
+    for place, ref in enumerate(refs):
         try:
-            versions.append(registry.resolve(use.ref))
+            versions.append(registry.resolve(ref))
         except (LoraNotFound, InvalidRef) as exc:
-            raise UnknownLora(str(exc), pointer=f"/loras/{place}/ref") from exc
+            raise UnknownLora(str(exc), pointer=f"/{field}/{place}/ref") from exc
     return tuple(versions)

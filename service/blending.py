@@ -8,12 +8,12 @@ from concurrent.futures import Executor
 from darkroom.types import BlendRequest, LoraVersion
 from lora_registry import BaseModel, Registry
 from lora_registry import LoraVersion as Record
-from lora_registry.errors import InvalidRef, LoraNotFound
 from service import lora_records
+from service.adapters import resolved
 from service.engine.engine import Engine
 from service.engine.loras import blends
-from service.engine.loras import files as lora_files
-from service.errors import InvalidBlend, UnknownLora
+from service.engine.loras.residency import read_adapter
+from service.errors import InvalidBlend
 
 
 class Blending:
@@ -40,9 +40,9 @@ class Blending:
 
     def _published(self, name: str, request: BlendRequest) -> LoraVersion:
         registry = self._registry()
-        versions = [_resolved(registry, source.ref, place) for place, source in enumerate(request.sources)]
+        versions = resolved(registry, [source.ref for source in request.sources], "sources")
         base = _common_base(registry, versions)
-        adapters = [_read(registry, version) for version in versions]
+        adapters = [read_adapter(registry, version.digest) for version in versions]
         blended = blends.blend(
             [(adapter, source.weight) for adapter, source in zip(adapters, request.sources, strict=True)],
             base.layers,
@@ -64,13 +64,6 @@ class Blending:
         return lora_records.version(published)
 
 
-def _resolved(registry: Registry, ref: str, place: int) -> Record:
-    try:
-        return registry.resolve(ref)
-    except (LoraNotFound, InvalidRef) as exc:
-        raise UnknownLora(str(exc), pointer=f"/sources/{place}/ref") from exc
-
-
 def _common_base(registry: Registry, versions: Sequence[Record]) -> BaseModel:
     families = {version.family for version in versions}
     if len(families) > 1:
@@ -81,9 +74,3 @@ def _common_base(registry: Registry, versions: Sequence[Record]) -> BaseModel:
     if found is None:
         raise InvalidBlend(f"the sources are for {min(families)}, which is not served here", field="sources")
     return found
-
-
-def _read(registry: Registry, version: Record) -> lora_files.Adapter:
-    header, found = registry.plan(version.digest)
-    with registry.open(version.digest) as file:
-        return lora_files.read(version.digest, file, header, found)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 import torch
@@ -40,10 +40,24 @@ Result = TypeVar("Result")
 
 
 class Errand(NamedTuple):
-    """Something to be done on the engine's thread, or given up where the engine stops before."""
+    """Something to be done on the engine's thread, for whoever waits for the future."""
 
-    run: Callable[[], None]
-    cancel: Callable[[], bool]
+    what: Callable[[], Any]
+    future: "Future[Any]"
+
+    def run(self) -> None:
+        """Do it, unless it was given up meanwhile."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self.what())
+        except Exception as exc:  # the errand's, and not the engine's
+            self.future.set_exception(exc)
+
+    def fail(self, error: Exception) -> None:
+        """Tell whoever waits that it will not be done."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
 
 
 class Engine:
@@ -119,20 +133,13 @@ class Engine:
         return work
 
     def run(self, what: Callable[[], Result]) -> "Future[Result]":
-        """Have the engine's thread do something between two steps; it must be short.
+        """Have the engine's thread do something between two steps; it must be short. Cancel the future to give it up.
 
         Raises:
-            EngineStopped: the engine is closed or has died.
+            EngineStopped: the engine is closed or has died; the future raises it where that happens later.
         """
         future: Future[Result] = Future()
-
-        def errand() -> None:
-            try:
-                future.set_result(what())
-            except Exception as exc:
-                future.set_exception(exc)
-
-        self._put(Errand(errand, future.cancel))
+        self._put(Errand(what, future))
         return future
 
     def pristine_of(self, component: Component, layer: str) -> torch.Tensor:
@@ -182,7 +189,7 @@ class Engine:
             if isinstance(item, Work):
                 self._works.append(item)
             elif item is not None:
-                item.cancel()
+                item.fail(EngineStopped("the engine has stopped"))
         for work in list(self._works):
             self._fail(work, EngineStopped("the engine stopped before the images were done"))
 

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 Watched = Literal["weights", "canary"]
 
 PATIENCE_SECONDS = 1.5
-"""How long a look waits for the engine to finish its step; kubelet's probes wait for one second by default."""
+"""How long a look waits for the engine to finish its step; the deployment's readiness probe waits for three seconds."""
 CANARY_LEVELS = 2
 """A canary that shared its passes with other work may differ by a rounding, in levels of 255."""
 
@@ -54,7 +54,11 @@ class Guard:
         observe("canary", True)
 
     def look(self) -> str | None:
-        """The damage, looked for again where the last look is old enough; for any thread, waits 1.5 s at the most."""
+        """The damage, looked for again where the last look is old enough; for any thread.
+
+        It waits for the engine's step, 1.5 s at the most, and for the canary picture where that is due and nothing else
+        is being made.
+        """
         if self.damage is None and self._looking.acquire(blocking=False):
             try:
                 self._look()
@@ -73,7 +77,11 @@ class Guard:
 
     def _audit(self) -> None:
         try:
-            found = self._engine.run(self._auditor.inspect).result(timeout=PATIENCE_SECONDS)
+            asked = self._engine.run(self._auditor.inspect)
+            try:
+                found = asked.result(timeout=PATIENCE_SECONDS)
+            finally:
+                asked.cancel()  # so that looks during one long step do not all follow it
         except (FutureTimeoutError, torch.OutOfMemoryError, EngineStopped):
             return  # it is in the middle of a long step, or of a large one, or gone; the next look will tell
         if not found.sound:
@@ -84,6 +92,8 @@ class Guard:
     def _picture(self) -> None:
         try:
             picture = canary.picture(self._engine).pictures[0].pixels_HWC
+        except EngineStopped:
+            return  # which says nothing about the weights, and is found out by whoever asks the engine
         except DarkroomError as exc:
             self._declare("canary", f"the canary picture cannot be made any more: {exc}", ())
             return

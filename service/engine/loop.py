@@ -88,13 +88,11 @@ class StepLoop:
         return [same for of_stack in stacks.values() for same in of_stack]
 
     def _put_in_force(self, row: Row) -> None:
-        if row.unet != "base" or row.stack == self._weights.in_force:
-            return
         started = time.perf_counter()
-        self._weights.apply(row.stack)
-        if self._models.device.type == "cuda":
-            torch.cuda.synchronize(self._models.device)
-        self._observe_swap(time.perf_counter() - started)
+        if row.unet == "base" and self._weights.apply(row.stack):
+            if self._models.device.type == "cuda":
+                torch.cuda.synchronize(self._models.device)
+            self._observe_swap(time.perf_counter() - started)
 
     def _run(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """Noise predictions of a group, each (1, C, h, w); where it does not fit, of its halves.

@@ -1,6 +1,7 @@
 """The engine as its callers see it: events, fairness, cancellation, and failures that stay where they happen."""
 
 import queue
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -254,3 +255,27 @@ def test_memory_profiles_follow_the_card(monkeypatch):
         chosen.append(memory.profile_for("auto", torch.device("cuda")).name)
     assert chosen == ["16", "24", "80"]
     assert memory.profile_for("16", torch.device("cpu")).name == "16"
+
+
+def test_an_errand_that_was_given_up_is_not_run_and_one_left_at_the_end_fails(models):
+    engine = Engine(models, memory.PROFILES["24"])
+    engine.start()
+    busy, release, ran = threading.Event(), threading.Event(), []
+
+    def hold() -> bool:
+        busy.set()
+        return release.wait(30)
+
+    holding = engine.run(hold)
+    assert busy.wait(30)
+    given_up = engine.run(lambda: ran.append("given up"))
+    given_up.cancel()
+    release.set()
+    assert holding.result(30)
+    assert engine.run(lambda: 7).result(30) == 7
+    assert ran == []
+    with pytest.raises(ZeroDivisionError):
+        engine.run(lambda: 1 / 0).result(30)
+    engine.close()
+    with pytest.raises(EngineStopped):
+        engine.run(lambda: 7)

@@ -4,6 +4,7 @@ import copy
 import queue
 import random
 import resource
+from functools import partial
 
 import diffusers
 import numpy as np
@@ -38,11 +39,8 @@ def latents(models, *orders: tuple[Order, dict]) -> list[torch.Tensor]:
     loop, conditioner = StepLoop(models, memory.PROFILES["24"]), Conditioner(models)
     trajectories = []
     for order, adapters in orders:
-
-        def conditioned(cond, uncond, order=order):
-            return conditioner.conditioning(order, cond, uncond)
-
-        trajectories.append(Trajectory(order, 0, conditioned, models, Stacks(order.loras, adapters)))
+        conditionings = partial(conditioner.conditioning, order)
+        trajectories.append(Trajectory(order, 0, conditionings, models, Stacks(order.loras, adapters)))
     while active := [trajectory for trajectory in trajectories if not trajectory.finished]:
         for step in loop.advance(active):
             assert step.error is None
@@ -225,7 +223,7 @@ def test_two_stacks_that_alternate_cost_one_swap_a_step(models):
     trajectory = Trajectory(
         order,
         0,
-        lambda cond, uncond: conditioner.conditioning(order, cond, uncond),
+        partial(conditioner.conditioning, order),
         models,
         Stacks(order.loras, arranged(models, adapter)),
     )

@@ -167,8 +167,7 @@ class FakeDarkroom:
             failure, midway = self._failures.pop(0)
             if midway and streams and received is not None:
                 problem = "" if isinstance(failure, Exception) else failure.text
-                loras = self._loras.named_in([use.ref for use in received.loras])
-                return _events(_fake_streams.stream(received, next(self._ids), loras, failure=problem))
+                return self._pictures(received, streams=True, failure=problem)
             if isinstance(failure, Exception):
                 raise failure
             return failure
@@ -190,13 +189,15 @@ class FakeDarkroom:
                 return _json(200, "{}")
         return _refusal(404)
 
-    def _pictures(self, order: GenerateRequest, *, streams: bool) -> httpx.Response:
+    def _pictures(
+        self, order: GenerateRequest, *, streams: bool, failure: str | None = None
+    ) -> httpx.Response:
         try:
             loras = self._loras.named_in([use.ref for use in order.loras])
         except Refused as refused:
             return _problem(refused.problem)
         if streams:
-            return _events(_fake_streams.stream(order, next(self._ids), loras))
+            return _events(_fake_streams.stream(order, next(self._ids), loras, failure=failure))
         return _json(200, generated(order, next(self._ids), loras).model_dump_json())
 
     def _registry_answer(self, request: httpx.Request) -> httpx.Response:

@@ -62,35 +62,23 @@ class Arranged:
 
     @property
     def size_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
+        return sum(tensor.nbytes for tensor in self._tensors())
 
     def to(self, device: torch.device) -> "Arranged":
         """The same on a device; itself if it is there."""
         if all(tensor.device == device for tensor in self._tensors()):
             return self
-
-        return self._mapped(
-            lambda tensor: tensor.to(device, non_blocking=True), lambda change: change.to(device, True)
-        )
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Arranged":
         """The same in page-locked memory, from which a device is fed without waiting."""
-        return self._mapped(
-            torch.Tensor.pin_memory,
-            lambda change: Change(
-                change.algorithm,
-                change.scale,
-                {role: tensor.pin_memory() for role, tensor in change.tensors.items()},
-            ),
-        )
+        return self._mapped(torch.Tensor.pin_memory)
 
-    def _mapped(
-        self, moved: Callable[[torch.Tensor], torch.Tensor], moved_change: Callable[[Change], Change]
-    ) -> "Arranged":
+    def _mapped(self, moved: Callable[[torch.Tensor], torch.Tensor]) -> "Arranged":
         components = {
             component: Changes(
                 tuple(Run(r.group, r.first, moved(r.up_nOr), moved(r.down_nrI)) for r in changes.runs),
-                tuple((place, moved_change(change)) for place, change in changes.singles),
+                tuple((place, change.mapped(moved)) for place, change in changes.singles),
             )
             for component, changes in self.components.items()
         }
@@ -154,9 +142,7 @@ def _continues(last: tuple[Place, torch.Tensor, torch.Tensor], place: Place, up:
     return (before.group, before.at + 1) == place and up.shape == last_up.shape
 
 
-def _run(
-    neighbours: Sequence[tuple[Place, torch.Tensor, torch.Tensor]],
-) -> Run:
+def _run(neighbours: Sequence[tuple[Place, torch.Tensor, torch.Tensor]]) -> Run:
     up = torch.stack([up for _, up, _ in neighbours])
     down = torch.stack([down for _, _, down in neighbours])
     first = neighbours[0][0]

@@ -6,7 +6,7 @@ lycoris/modules; which one is said where they differ.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -59,8 +59,11 @@ class Change:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Change":
         """The same on a device."""
-        moved = {role: tensor.to(device, non_blocking=non_blocking) for role, tensor in self.tensors.items()}
-        return Change(self.algorithm, self.scale, moved)
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def mapped(self, moved: Callable[[torch.Tensor], torch.Tensor]) -> "Change":
+        """The same of tensors that were moved."""
+        return replace(self, tensors={role: moved(tensor) for role, tensor in self.tensors.items()})
 
 
 def _lora(factors: Factors) -> torch.Tensor:

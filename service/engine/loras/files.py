@@ -37,12 +37,11 @@ def read(
     found: Inspection,
     *,
     dtype: torch.dtype = torch.float32,
-    pin: bool = False,
 ) -> Adapter:
     """The adapter of a seekable file, which is read once from end to end.
 
     `header` and `found` are what `Registry.plan` says of it. A plain pair has its scale multiplied into `up` before
-    that is rounded to `dtype`, and a scale of 1 from then on. With `pin` the tensors lie in page-locked memory.
+    that is rounded to `dtype`, and a scale of 1 from then on.
 
     Raises:
         IncompatibleLora: a number is too large for `dtype`.
@@ -56,7 +55,7 @@ def read(
             tensor = _converted(data, header.tensors[key], scales[key], dtype)
             if tensor is None:
                 raise IncompatibleLora(f"a number in '{key}' of {digest} is too large for {dtype}")
-            tensors[key] = tensor.pin_memory() if pin else tensor
+            tensors[key] = tensor
     size_bytes = sum(tensor.nbytes for tensor in tensors.values())
     return Adapter(digest, _changes(found, tensors), _embeddings(found, tensors), size_bytes)
 

@@ -21,9 +21,9 @@ from darkroom.types import LoraTier
 from lora_registry import Header, Inspection, faults
 from lora_registry.disk_cache import DiskCache
 from lora_registry.errors import BlobMissing, StorageError
-from service.engine.loras import arranged_files
-from service.engine.loras import files as lora_files
+from service.engine.loras import arranged_files, files
 from service.engine.loras.arranged import Arranged, Layout, arrange
+from service.engine.loras.files import Adapter
 
 HASHED_BYTES = 1 << 22
 
@@ -194,11 +194,7 @@ class HostResidency:
         if adapter is None:
             source = self._source()
             tier = source.tier(digest)
-            header, found = source.plan(digest)
-            with source.open(digest) as file:
-                _check(file, digest)
-                read = lora_files.read(digest, file, header, found, dtype=self._dtype)
-            adapter = arrange(read, self._layout)
+            adapter = arrange(read_adapter(source, digest, dtype=self._dtype), self._layout)
         if self._pin_memory:
             adapter = adapter.pinned()
         self._watch.activated(tier, time.perf_counter() - started)
@@ -261,6 +257,18 @@ class DeviceResidency:
             self._watch.activated("host", time.perf_counter() - started)
             self._watch.resident("device", self._shelf.size_bytes)
         return held
+
+
+def read_adapter(source: Source, digest: str, *, dtype: torch.dtype = torch.float32) -> Adapter:
+    """An adapter from where it is kept, if its bytes are what the digest says.
+
+    Raises:
+        BlobMissing: they are others, or not there. What else the source raises. IncompatibleLora
+    """
+    header, found = source.plan(digest)
+    with source.open(digest) as file:
+        _check(file, digest)
+        return files.read(digest, file, header, found, dtype=dtype)
 
 
 def _check(file: BinaryIO, digest: str) -> None:

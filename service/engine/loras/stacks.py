@@ -73,9 +73,6 @@ class Stacks:
         self._vectors = {token: self._vectors_of(token, lora) for token, lora in named}
         self._known: dict[tuple[Component, Side, tuple[bool, ...]], Stack] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._loras)
-
     def unet(self, side: Side, done: float) -> Stack:
         """The stack of the base UNet for one branch of one step."""
         return self._stack("unet", side, done)

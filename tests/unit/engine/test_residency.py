@@ -62,7 +62,7 @@ class Library:
 
 @pytest.fixture
 def library(monkeypatch) -> Library:
-    monkeypatch.setattr(residency.lora_files, "read", lambda digest, *_args, **_options: digest)
+    monkeypatch.setattr(residency.files, "read", lambda digest, *_args, **_options: digest)
     monkeypatch.setattr(residency, "arrange", lambda digest, _layout: an_adapter(digest))
     return Library()
 
