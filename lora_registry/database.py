@@ -1,4 +1,4 @@
-"""The connection to SQLite or PostgreSQL, and the two kinds of transaction that the catalogue needs."""
+"""The connection to SQLite or PostgreSQL, and the two kinds of transaction that its users need."""
 
 import sqlite3
 import time
@@ -9,22 +9,24 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, Row, Select, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, TimeoutError
 
-from lora_registry import migrations
 from lora_registry.errors import CatalogUnavailable
 from lora_registry.faults import InjectedFault, point
+from lora_registry.migrating import Migrations
+from lora_registry.migrations import MIGRATIONS
 
 BUSY_SECONDS: Final = 30
 POOL_SIZE: Final = 8
 
 
 class Database:
-    """One SQLite file (WAL) or one PostgreSQL database, with the schema of this program.
+    """One SQLite file (WAL) or one PostgreSQL database, with a schema that is up to date; the registry's by default.
 
     `url` is `sqlite:///FILE` or `postgresql://…`. Safe to use from several threads.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = _driver_url(url)
+    def __init__(self, url: str, migrations: Migrations = MIGRATIONS) -> None:
+        self._owner = migrations.owner
+        self._url = _driver_url(url, self._owner)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         arguments: dict[str, Any] = {"timeout": BUSY_SECONDS} if self.is_sqlite else {"connect_timeout": 10}
         # A connection that died with the server is found before it is used, and replaced.
@@ -41,14 +43,14 @@ class Database:
                 self._url, connect_args=arguments, pool_size=POOL_SIZE, isolation_level="AUTOCOMMIT"
             )
         with self.read() as connection:
-            up_to_date = migrations.current(connection) == migrations.HEAD
+            up_to_date = migrations.current(connection) == migrations.head
         if not up_to_date:
             with self.write() as connection:
                 migrations.bring_up_to_date(connection)
 
     def lookup(self, statement: Select[Any], values: Mapping[str, str | int]) -> Row[Any] | None:
         """The one row, or none, that a statement finds; without the cost of a transaction."""
-        with catalog_errors():
+        with catalog_errors(self._owner):
             try:
                 return self._look(statement, values)
             except DBAPIError as exc:
@@ -62,15 +64,15 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the catalogue."""
-        with catalog_errors(), self._engine.connect() as connection:
+        """A transaction that sees one state of the tables."""
+        with catalog_errors(self._owner), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that changes the catalogue: all of it, once the block is left without an error."""
+        """A transaction that changes the tables: all of it, once the block is left without an error."""
         engine = self._engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
-        with catalog_errors(), engine.connect() as connection, connection.begin():
+        with catalog_errors(self._owner), engine.connect() as connection, connection.begin():
             point("catalog.begin")
             yield connection
             point("catalog.commit")
@@ -82,30 +84,26 @@ class Database:
 
 
 @contextmanager
-def catalog_errors() -> Iterator[None]:
-    """Turn the database's failures into the registry's."""
+def catalog_errors(owner: str) -> Iterator[None]:
+    """Turn the database's failures into CatalogUnavailable."""
     try:
         yield
     except (DBAPIError, TimeoutError, InjectedFault) as exc:
         # The text of a database error may hold addresses, statements and values.
-        raise CatalogUnavailable(
-            "the registry's database does not answer as it should; try again later"
-        ) from exc
+        raise CatalogUnavailable(f"{owner} does not answer as it should; try again later") from exc
 
 
-def _driver_url(text: str) -> URL:
+def _driver_url(text: str, owner: str) -> URL:
     try:
         url = make_url(text)
     except ArgumentError as exc:
         raise CatalogUnavailable(
-            "the database URL cannot be read; write sqlite:///FILE or postgresql://…"
+            f"the URL of {owner} cannot be read; write sqlite:///FILE or postgresql://…"
         ) from exc
     if url.drivername in ("postgresql", "postgres"):
         return url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise CatalogUnavailable(
-            f"the registry keeps its catalogue in SQLite or PostgreSQL, not {url.drivername}"
-        )
+        raise CatalogUnavailable(f"{owner} is SQLite or PostgreSQL, not {url.drivername}")
     return url
 
 

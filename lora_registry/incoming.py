@@ -40,15 +40,18 @@ class Incoming:
 
     Raises InvalidLora as soon as the first bytes show that this is no safetensors file, and LoraTooLarge with the
     piece that goes over the limit. The lock on the file tells a collection that its writer lives.
+
+    `any_bytes` is for stores of other things than LoRAs: nothing is refused for what it is, and there is no
+    `data_sha256`.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, limit_bytes: int, *, any_bytes: bool = False) -> None:
         with storage_errors():
             point("incoming.create")
             folder.mkdir(parents=True, exist_ok=True)
             self.path = folder / f"{secrets.token_hex(16)}{SUFFIX}"
             self._file = self._create(self.path)
-        self._limit_bytes = limit_bytes
+        self._limit_bytes, self._any_bytes = limit_bytes, any_bytes
         self._beginning = b""
         self._sha256, self._data_sha256 = hashlib.sha256(), hashlib.sha256()
         self._data_start: int | None = None
@@ -77,7 +80,7 @@ class Incoming:
         if self.size_bytes + len(piece) > self._limit_bytes:
             raise LoraTooLarge(self._limit_bytes)
         start, self.size_bytes = self.size_bytes, self.size_bytes + len(piece)
-        if start < PREFIX_BYTES:
+        if start < PREFIX_BYTES and not self._any_bytes:
             self._look_at_beginning(piece)
         with storage_errors():
             point("incoming.write")
@@ -88,7 +91,7 @@ class Incoming:
 
     def finish(self) -> BinaryIO:
         """The whole file, on the disk for good, from its beginning. It stays this object's to close."""
-        if self.size_bytes < PREFIX_BYTES:
+        if self.size_bytes < PREFIX_BYTES and not self._any_bytes:
             self._check(self._beginning)
         with storage_errors():
             point("incoming.fsync")

@@ -122,6 +122,15 @@ class TooManyUploads(DarkroomError):
         super().__init__(f"{limit} uploads are on their way already; send the file again in a moment")
 
 
+class TooManyReaders(DarkroomError):
+    """As many streams of events are open as the service looks after at once."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} streams of events are open already; ask again in a moment, or for JSON with `after`"
+        )
+
+
 class SwapFailed(DarkroomError):
     """LoRAs could not be put in force. The weights are as they were before."""
 
@@ -132,3 +141,14 @@ class WeightsLost(Exception):
 
 class WeightsDamaged(DarkroomError):
     """The weights in memory are not the ones that were loaded; only a restart of the service brings them back."""
+
+
+class DeviceLent(DarkroomError):
+    """A train job has the device, by the policy `pause`."""
+
+    retry_after_seconds = 30.0
+
+    def __init__(self, since_seconds: float) -> None:
+        super().__init__(
+            f"a train job has had the device for {since_seconds:.0f} s; pictures are made again when it is done"
+        )

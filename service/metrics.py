@@ -139,6 +139,11 @@ class Metrics:
         self.lora_refusals_total = counter(
             "lora_refusals", "LoRA files that intake refused, by each of its reasons.", ("reason",)
         )
+        self.train_jobs_total = counter(
+            "train_jobs",
+            "Train jobs that came into a state by this process: queued, running, succeeded, failed, cancelled.",
+            ("state",),
+        )
         self.base_checksum_ok = gauge(
             "base_checksum_ok", "1 while the weights in memory are the ones that were loaded, else 0."
         )

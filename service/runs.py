@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,14 +37,22 @@ class Run:
 
 
 class Runs:
-    """Accepts orders while the estimated work that waits stays under a bound, and sees them through.
+    """Accepts orders while the estimated work that waits stays under a bound, and sees them through. `serving` is
+    around each, from its acceptance to its end, and may raise.
 
     All methods belong to one event loop.
     """
 
-    def __init__(self, *, max_queue_seconds: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        max_queue_seconds: float,
+        metrics: Metrics,
+        serving: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._max_queue_seconds = max_queue_seconds
         self._metrics = metrics
+        self._serving = serving
         self._runs: set[Run] = set()
         self._draining = False
 
@@ -77,7 +85,7 @@ class Runs:
         next step.
 
         Raises:
-            Draining, TooExpensive, Overloaded, EngineStopped: it was not accepted.
+            Draining, TooExpensive, Overloaded, DeviceLent, EngineStopped: it was not accepted.
             DeadlineExceeded: it took longer than `timeout_seconds`, waiting included.
             DarkroomError: what the engine failed with.
         """
@@ -123,13 +131,14 @@ class Runs:
         self._check_room(seconds, timeout_seconds)
         give_up_at = asyncio.get_running_loop().time() + timeout_seconds
         run = Run(seconds, seconds, asyncio.Queue(), timeout_seconds, give_up_at)
-        self._runs.add(run)
-        self._report()
-        try:
-            yield run
-        finally:
-            self._runs.discard(run)
+        with self._serving():
+            self._runs.add(run)
             self._report()
+            try:
+                yield run
+            finally:
+                self._runs.discard(run)
+                self._report()
 
     def _check_room(self, seconds: float, timeout_seconds: float) -> None:
         """An idle service takes anything that can be done in time; a busy one what fits into the queue."""

@@ -65,6 +65,14 @@ class Settings(BaseSettings):
     lora_disk_bytes: int = Field(default=20 << 30, ge=0)
     """Half for copies of files from a store elsewhere, half for LoRAs as they were arranged for the resident model."""
 
+    training: Literal["local", "off"] = "local"
+    """`local`: train jobs run on this machine, each in a process of its own. `off`: they wait for another replica."""
+    training_device: str = ""
+    """A torch device for train jobs; default: the service's own."""
+    gpu_sharing: Literal["share", "pause", "separate"] = "share"
+    """Between pictures and a train job: `share` lets the job make steps while no picture is wanted, `pause` gives it
+    the device until it is done, and callers get 503; `separate`: they do not meet (see `training_device`)."""
+
     audit_seconds: float = Field(default=5.0, ge=0)
     """A readiness probe has the weights in memory checked, unless they were within this time."""
     canary_seconds: float = Field(default=300.0, ge=0)

@@ -1,6 +1,7 @@
 """The composition root: builds every part from the settings, and is the only file that knows them all."""
 
 import platform
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -14,15 +15,19 @@ from typing import get_args
 import structlog
 import torch
 
-from darkroom.types import ImageFormat, Limits, ModelInfo, SchedulerName, ServiceInfo
+from darkroom.types import ImageFormat, Limits, ModelInfo, SchedulerName, ServiceInfo, SynthesizeRequest
 from darkroom.types import generate as limits
 from darkroom.types.loras import MAX_LORAS
 from lora_registry import BaseModel, Registry, families
+from lora_registry.database import Database
 from lora_registry.disk_cache import DiskCache
 from lora_registry.registry import MAX_LORA_BYTES
 from service import __version__
 from service.adapters import Adapters
 from service.blending import Blending
+from service.dataset_library import DatasetLibrary
+from service.datasets import recipes as synthesis_recipes
+from service.datasets.datasets import Datasets
 from service.engine import canary, memory, models, presets
 from service.engine.engine import Engine
 from service.engine.guard import Guard
@@ -35,11 +40,20 @@ from service.errors import (
     WeightsDamaged,
 )
 from service.generation import Generation
+from service.jobs.launcher import LocalLauncher
+from service.jobs.launching import Launching
+from service.jobs.table import JobTable
 from service.loras import Loras
 from service.metrics import Metrics
 from service.production import check_no_faults
 from service.runs import Runs
 from service.settings import Settings
+from service.sharing import Sharing
+from service.store import database, files
+from service.synthesis import Synthesis
+from service.train_jobs import TrainJobs
+from service.training.model import trained_model
+from service.training.recipes import TrainedModel
 
 log = structlog.get_logger()
 
@@ -160,6 +174,41 @@ def _first_picture(engine: Engine) -> canary.Developed:
     return first
 
 
+class Training:
+    """Datasets and train jobs, and who starts the jobs on this machine (nobody, where the settings say so)."""
+
+    def __init__(
+        self,
+        library: DatasetLibrary,
+        synthesis: Synthesis,
+        jobs: TrainJobs,
+        launching: Launching | None,
+        sharing: Sharing,
+        *,
+        patience_seconds: float,
+    ) -> None:
+        self.library, self.synthesis, self.jobs = library, synthesis, jobs
+        self._launching, self._sharing = launching, sharing
+        self._patience_seconds = patience_seconds
+
+    def start(self) -> None:
+        self._sharing.start()
+        if self._launching is not None:
+            self._launching.start()
+
+    def drain(self) -> None:
+        self.library.drain()
+        self.jobs.drain()
+
+    def close(self) -> None:
+        """Jobs of this machine come to a checkpoint and leave; the next start of the service takes them up again."""
+        if self._launching is not None:
+            self._launching.stop(patience_seconds=self._patience_seconds)
+        self._sharing.close()
+        self.jobs.close()
+        self.library.close()
+
+
 class Components:
     """The built service. `start` loads, `drain` refuses new work, `close` stops."""
 
@@ -170,6 +219,7 @@ class Components:
         loras: Loras,
         adapters: Adapters,
         blending: Blending,
+        training: "Training",
         metrics: Metrics,
         resident: Resident,
         runs: Runs,
@@ -181,7 +231,11 @@ class Components:
         self.loras = loras
         self.adapters = adapters
         self.blending = blending
+        self.dataset_library = training.library
+        self.synthesis = training.synthesis
+        self.train_jobs = training.jobs
         self.metrics = metrics
+        self._training = training
         self._resident = resident
         self._runs = runs
         self._threads = threads
@@ -189,13 +243,16 @@ class Components:
 
     def start(self) -> None:
         self._resident.start()
+        self._training.start()
 
     def drain(self) -> None:
         self._runs.drain()
         self.loras.drain()
+        self._training.drain()
         self.metrics.ready.set(0)
 
     def close(self) -> None:
+        self._training.close()
         self._resident.close()
         for threads in self._threads:
             threads.shutdown(wait=False, cancel_futures=True)
@@ -283,7 +340,8 @@ def build(settings: Settings) -> Components:
     adapters = Adapters(loras.registry, host_residency(resident.engine, loras, settings, watch), reading)
     blending_thread = ThreadPoolExecutor(1, thread_name_prefix="blend-loras")
     blending = Blending(loras.registry, resident.engine, blending_thread)
-    runs = Runs(max_queue_seconds=settings.max_queue_seconds, metrics=metrics)
+    sharing = Sharing(settings.gpu_sharing, settings.data / "sharing", resident.engine)
+    runs = Runs(max_queue_seconds=settings.max_queue_seconds, metrics=metrics, serving=sharing.serving)
     encoding = ThreadPoolExecutor(2, thread_name_prefix="encode-image")
     generation = Generation(
         engine=resident.engine,
@@ -294,9 +352,57 @@ def build(settings: Settings) -> Components:
         versions=versions,
         default_timeout_seconds=settings.timeout_seconds,
     )
+    training = build_training(settings, generation, resident.engine, sharing, metrics)
     threads = (encoding, reading, blending_thread)
     return Components(
-        settings, generation, loras, adapters, blending, metrics, resident, runs, threads, versions
+        settings, generation, loras, adapters, blending, training, metrics, resident, runs, threads, versions
+    )
+
+
+def build_training(
+    settings: Settings,
+    generation: Generation,
+    engine: Callable[[], Engine],
+    sharing: Sharing,
+    metrics: Metrics,
+) -> Training:
+    """Datasets and train jobs on one database and one store, which are connected when they are first needed."""
+
+    @cache
+    def connection() -> Database:
+        return database.connect(database.location(settings.database.get_secret_value(), settings.data))
+
+    store = files.files(settings.blobs, settings.data)
+    library = DatasetLibrary(lambda: Datasets(connection(), store))
+
+    def model() -> TrainedModel:
+        return trained_model(engine().models)
+
+    def synthesized(request: SynthesizeRequest) -> int:
+        filled = synthesis_recipes.filled_in(request, pocket=model().small)
+        return len(synthesis_recipes.planned(filled))
+
+    def launcher(table: JobTable) -> LocalLauncher:
+        return LocalLauncher(
+            table, settings.data / "jobs", lambda job_id: [sys.executable, "-m", "service.training", job_id]
+        )
+
+    jobs = TrainJobs(
+        lambda: JobTable(connection(), store),
+        model=model,
+        dataset=lambda id: library.datasets().get(id),
+        synthesized=synthesized,
+        wake=lambda: launching.wake() if launching is not None else None,
+        metrics=metrics,
+    )
+    launching = Launching(jobs.table, launcher) if settings.training == "local" else None
+    return Training(
+        library,
+        Synthesis(generation, library, engine),
+        jobs,
+        launching,
+        sharing,
+        patience_seconds=settings.drain_seconds,
     )
 
 

@@ -8,10 +8,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from darkroom.types import Accepted, Problem, Progress
+from darkroom.types import Accepted, JobEvent, Problem, Progress
 from lora_registry.errors import RegistryError
 from service import __version__
-from service.api import docs, generate, health, lora_uses, loras, problems
+from service.api import datasets, docs, generate, health, lora_uses, loras, problems, train
 from service.api.auth import OPEN_PATHS
 from service.api.in_flight import InFlight
 from service.api.stream import HEARTBEAT_SECONDS
@@ -36,6 +36,8 @@ _PROBLEMS = (
     }
     | loras.PROBLEMS
     | lora_uses.PROBLEMS
+    | datasets.PROBLEMS
+    | train.PROBLEMS
 )
 _KEY_PROBLEMS = {401: "A valid API key is needed.", 403: "The API key lacks the scope."}
 _REF = "#/components/schemas/{model}"
@@ -61,6 +63,8 @@ def create_app(
     app.include_router(generate.router(components, in_flight, heartbeat_seconds=heartbeat_seconds))
     app.include_router(loras.router(lambda: components().loras, in_flight))
     app.include_router(lora_uses.router(components, in_flight))
+    app.include_router(datasets.router(components, in_flight))
+    app.include_router(train.router(lambda: components().train_jobs, in_flight))
     app.include_router(health.router(components))
     app.include_router(docs.router())
     app.add_exception_handler(DarkroomError, _answer_problem)
@@ -83,7 +87,7 @@ def _description(app: FastAPI) -> dict[str, Any]:
         components = document["components"]
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)
-        for model in (Problem, Accepted, Progress):  # no route's own answer has them
+        for model in (Problem, Accepted, Progress, JobEvent):  # no route's own answer has them
             components["schemas"] |= _schemas(model)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():

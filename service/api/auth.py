@@ -35,6 +35,21 @@ SCOPES: Final[dict[tuple[str, str], Scope]] = {
     ("DELETE", "/v1/loras/{name}/versions/{version}/pin"): "loras:write",
     ("POST", "/v1/loras/{name}/blends"): "loras:write",
     ("GET", "/v1/lora-versions/{ref}"): "loras:read",
+    ("GET", "/v1/datasets"): "train",
+    ("POST", "/v1/datasets"): "train",
+    ("POST", "/v1/datasets/synthesize"): "train",
+    ("GET", "/v1/datasets/{id}"): "train",
+    ("DELETE", "/v1/datasets/{id}"): "train",
+    ("GET", "/v1/datasets/{id}/pictures/{place}"): "train",
+    ("GET", "/v1/train-jobs"): "train",
+    ("POST", "/v1/train-jobs"): "train",
+    ("POST", "/v1/train-jobs/estimate"): "train",
+    ("GET", "/v1/train-jobs/{job_id}"): "train",
+    ("DELETE", "/v1/train-jobs/{job_id}"): "train",
+    ("POST", "/v1/train-jobs/{job_id}/retry"): "train",
+    ("GET", "/v1/train-jobs/{job_id}/events"): "train",
+    ("GET", "/v1/train-jobs/{job_id}/artifacts"): "train",
+    ("GET", "/v1/train-jobs/{job_id}/artifacts/{name:path}"): "train",
 }
 """What a key must be allowed, by route; any key may do what is not listed (it only reads)."""
 

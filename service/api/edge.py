@@ -11,6 +11,7 @@ from service.api import body, exchange, uploads
 from service.api.answer import Answer, Receive, Send
 from service.api.auth import OPEN_PATHS, KeyRing
 from service.api.refusals import Answered
+from service.datasets.incoming import MAX_UPLOAD_BYTES
 from service.metrics import Metrics
 
 App = Callable[[exchange.Scope, Receive, Send], Awaitable[None]]
@@ -32,9 +33,11 @@ class Edge:
         metrics: Metrics,
         max_body_bytes: int,
         max_upload_bytes: int = MAX_LORA_BYTES,
+        max_dataset_bytes: int = MAX_UPLOAD_BYTES,
     ) -> None:
         self._app, self._keys, self._metrics = app, keys, metrics
-        self._max_body_bytes, self._max_upload_bytes = max_body_bytes, max_upload_bytes
+        self._max_body_bytes = max_body_bytes
+        self._max_bytes_of = {"lora": max_upload_bytes, "dataset": max_dataset_bytes}
 
     async def __call__(self, scope: exchange.Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -65,8 +68,8 @@ class Edge:
             # A route's pattern may match before a trailing newline where the table of scopes does not.
             raise Answered(404)
         exchange.of(scope).key_name = self._keys.authorize(scope)
-        if uploads.is_upload(scope):
-            receive = uploads.passed_on(scope, receive, max_bytes=self._max_upload_bytes)
+        if (kind := uploads.kind_of(scope)) is not None:
+            receive = uploads.passed_on(scope, receive, max_bytes=self._max_bytes_of[kind.name], kind=kind)
         else:
             receive = await body.read(scope, receive, max_bytes=self._max_body_bytes)
         await self._app(scope, receive, send)

@@ -1,6 +1,5 @@
 """The routes of the LoRA registry."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Annotated, Final
@@ -20,7 +19,7 @@ from darkroom.types import (
 )
 from darkroom.types.loras import MAX_VERSION
 from service.api import conditions, uploads
-from service.api.answer import Message, Receive, Send
+from service.api.answer import Receive, Send
 from service.api.exchange import Scope
 from service.api.in_flight import InFlight
 from service.loras import LoraFile, Loras
@@ -115,7 +114,7 @@ def router(loras: Callable[[], Loras], in_flight: InFlight) -> APIRouter:
         ] = "",
     ) -> Response:
         if dry_run:
-            found = await in_flight.run(loras().inspect(_body(request)), _silence)
+            found = await in_flight.run(loras().inspect(_body(request)), uploads.silence)
             return _json(found.model_dump_json())
         published = await in_flight.run(
             loras().publish(
@@ -128,7 +127,7 @@ def router(loras: Callable[[], Loras], in_flight: InFlight) -> APIRouter:
                 description=description,
                 digest=x_darkroom_digest,
             ),
-            _silence,
+            uploads.silence,
         )
         where = f"/v1/loras/{published.name}/versions/{published.version}"
         return _json(published.model_dump_json(), 200 if published.existing else 201, {"Location": where})
@@ -262,12 +261,6 @@ class FileStream(StreamingResponse):
 async def _body(request: Request) -> AsyncIterator[bytes]:
     async for piece in request.stream():
         yield piece
-
-
-async def _silence() -> Message:
-    """In the place of a `receive`: whoever reads a body sees for himself that its sender is gone."""
-    await asyncio.Event().wait()
-    raise AssertionError("unreachable")
 
 
 def _json(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -1,5 +1,6 @@
 """Which representation a caller wants: JSON, the bytes of one image, or events (RFC 9110, 12.5.1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -39,12 +40,18 @@ def representation(request: GenerateRequest, accept: str) -> str:
         NotAcceptable: the caller accepts only images, and there are several or they are of another format.
     """
     offers = [JSON, *_image_types(request), EVENT_STREAM]
+    best = preferred(offers, accept)
+    if best is None:
+        raise NotAcceptable(_reason(request, offers))
+    return best
+
+
+def preferred(offers: Sequence[str], accept: str) -> str | None:
+    """The media type that the caller likes best, of equals the more closely named, then the earlier; None: none."""
     ranges = _ranges(accept or "*/*")
     graded = [(*_grade(offer, ranges), -place, offer) for place, offer in enumerate(offers)]
     quality, _, _, best = max(graded)
-    if quality > 0:
-        return best
-    raise NotAcceptable(_reason(request, offers))
+    return best if quality > 0 else None
 
 
 def with_format(request: GenerateRequest, media_type: str) -> GenerateRequest:

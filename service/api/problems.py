@@ -11,12 +11,15 @@ import structlog
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
-from darkroom.types import FieldError, Problem
+from darkroom.types import DatasetFault, FieldError, Problem
 from darkroom.types.faults import MAX_FIELD_ERRORS, MAX_TEXT_CHARACTERS, bounded, invalid_request
 from lora_registry import Reason
 from lora_registry import errors as lora_errors
 from service import errors
 from service.api import exchange, refusals
+from service.datasets import errors as dataset_errors
+from service.jobs import errors as job_errors
+from service.training import errors as training_errors
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -51,9 +54,11 @@ TABLE: dict[type[Exception], Row] = {
     errors.OutOfDeviceMemory: Row(413, "out_of_device_memory", "The image does not fit the device"),
     errors.ModelLoading: Row(503, "model_loading", "The model is loading", 5),
     errors.Draining: Row(503, "draining", "The service is shutting down", 5),
+    errors.DeviceLent: Row(503, "device_lent", "A train job has the device", 30),
     errors.Overloaded: Row(503, "overloaded", "The queue is full", 10),
     errors.EngineStopped: Row(503, "engine_stopped", "The engine has stopped", 30),
     errors.TooManyUploads: Row(503, "too_many_uploads", "Too many uploads at once", 10),
+    errors.TooManyReaders: Row(503, "too_many_readers", "Too many streams of events at once", 10),
     errors.WeightsDamaged: Row(503, "weights_damaged", "The weights in memory are damaged", 30),
     errors.SwapFailed: Row(503, "swap_failed", "The LoRAs could not be put in force", 5),
     errors.UnknownLora: Row(422, "unknown_lora", "The request names a LoRA that is not there"),
@@ -61,6 +66,12 @@ TABLE: dict[type[Exception], Row] = {
     errors.InvalidBlend: Row(422, "invalid_blend", "The LoRAs cannot be blended so"),
     errors.Cancelled: Row(503, "cancelled", "The work was cancelled", 5),
     errors.DeadlineExceeded: Row(504, "deadline_exceeded", "The deadline passed"),
+    dataset_errors.InvalidArchive: Row(422, "invalid_archive", "The upload cannot be taken apart"),
+    dataset_errors.InvalidDataset: Row(422, "invalid_dataset", "Pictures or captions cannot be used"),
+    dataset_errors.EmptyDataset: Row(422, "empty_dataset", "The dataset has no picture"),
+    dataset_errors.DatasetTooLarge: Row(413, "dataset_too_large", "The dataset is too large"),
+    dataset_errors.DatasetNotFound: Row(404, "dataset_not_found", "The dataset was not found"),
+    dataset_errors.PictureNotFound: Row(404, "picture_not_found", "The picture was not found"),
     lora_errors.InvalidName: Row(422, "invalid_name", "The name cannot be used"),
     lora_errors.InvalidRef: Row(422, "invalid_ref", "The reference cannot be read"),
     lora_errors.InvalidLabel: Row(422, "invalid_label", "The words cannot be used"),
@@ -77,6 +88,13 @@ TABLE: dict[type[Exception], Row] = {
     lora_errors.StorageUnavailable: Row(503, "storage_unavailable", "The storage cannot be used", 10),
     lora_errors.BlobMissing: Row(503, "blob_missing", "The file is not in the storage", 30),
     lora_errors.CatalogUnavailable: Row(503, "catalog_unavailable", "The registry's database is away", 10),
+    job_errors.JobNotFound: Row(404, "job_not_found", "The train job was not found"),
+    job_errors.ArtifactNotFound: Row(404, "artifact_not_found", "The file was not found"),
+    job_errors.JobNotRetryable: Row(409, "job_not_retryable", "The train job cannot be retried"),
+    job_errors.KeyReused: Row(422, "idempotency_key_reused", "The Idempotency-Key came with another body"),
+    training_errors.TrainingTooLarge: Row(422, "training_too_large", "The training does not fit the device"),
+    training_errors.TrainingDiverged: Row(422, "training_diverged", "The training diverged"),
+    training_errors.NothingToLearn: Row(422, "nothing_to_learn", "There is nothing to learn from"),
 }
 MALFORMED_JSON = Row(400, "malformed_json", "The body is not JSON")
 INVALID_REQUEST = Row(422, "invalid_request", "The request is invalid")
@@ -153,6 +171,12 @@ def describe(error: BaseException) -> Fault:
         case lora_errors.InvalidLora():
             reasons = tuple(_reason(reason) for reason in error.reasons[:MAX_FIELD_ERRORS])
             return Fault(TABLE[lora_errors.InvalidLora], bounded(str(error)), reasons)
+        case dataset_errors.InvalidArchive():
+            found = FieldError(pointer="", message=bounded(str(error)), code=error.code)
+            return Fault(TABLE[dataset_errors.InvalidArchive], bounded(str(error)), (found,))
+        case dataset_errors.InvalidDataset() | dataset_errors.EmptyDataset():
+            faults = tuple(_dataset_fault(fault) for fault in error.faults[:MAX_FIELD_ERRORS])
+            return Fault(TABLE[type(error)], bounded(str(error)), faults)
         case lora_errors.VersionExists():
             told = bounded(f"{error}; its digest is {error.digest}")
             return Fault(TABLE[lora_errors.VersionExists], told)
@@ -171,6 +195,10 @@ def describe(error: BaseException) -> Fault:
 
 def _reason(reason: Reason) -> FieldError:
     return FieldError(pointer="", message=bounded(reason.message), code=reason.code)
+
+
+def _dataset_fault(fault: DatasetFault) -> FieldError:
+    return FieldError(pointer="", message=bounded(f"{fault.file!r} {fault.message}"), code=fault.code)
 
 
 def _told(row: Row, detail: str, retry_after_seconds: float | None = None) -> Fault:

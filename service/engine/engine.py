@@ -146,6 +146,11 @@ class Engine:
         """A copy of W0 of a layer that LoRAs may bend, on the CPU; waits for the engine's thread."""
         return self.run(lambda: self.models.weights[component].pristine_of(layer)).result()
 
+    def free_caches(self) -> None:
+        """Give memory back that the allocator keeps on the device for later; waits for the engine's thread."""
+        if self.models.device.type == "cuda":
+            self.run(torch.cuda.empty_cache).result()
+
     @property
     def idle(self) -> bool:
         """Whether nothing is being worked on; another thread's answer is old as soon as it is given."""

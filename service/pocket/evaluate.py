@@ -32,6 +32,8 @@ MEASURES: dict[str, Callable[[Reading, Question], float]] = {
 }
 """Defect to the measure that it spoils."""
 WEIGHTS_TRIED = (0.2, 0.6, 1.0, 1.4)
+UNKNOWN_WORDS = "quixotic zebra trombone"
+"""No caption has them, and the tokenizer knows them only in pieces."""
 SEED_PROMPTS = (
     "a big red star on a blue background",
     "a striped yellow circle on a purple background",
@@ -142,6 +144,16 @@ def binding(draw: Draw, questions: Sequence[Question]) -> list[Figure]:
     ]
 
 
+def distraction(draw: Draw, questions: Sequence[Question]) -> list[Figure]:
+    """Shares of plain prompts that come out as asked although unknown words stand before or behind them."""
+    figures = []
+    for where, prompt in (("before", f"{UNKNOWN_WORDS}, {{}}"), ("behind", f"{{}}, {UNKNOWN_WORDS}")):
+        answers = answer(draw, [replace(q, prompt=prompt.format(q.prompt)) for q in questions])
+        right = [a.is_colour_right and a.is_ground_right and a.is_shape_right for a in answers]
+        figures.append(share(f"all right, unknown words {where}", right, 0.9))
+    return figures
+
+
 def variety(draw: Draw, questions: Sequence[Question]) -> list[Figure]:
     """How far two seeds of a prompt lie apart, in mean absolute difference and in shift of the centre."""
     prompts = [q.prompt for q in questions]
@@ -236,6 +248,7 @@ def evaluate(weights: Path, config: Config, sheets: Path) -> Iterator[list[Figur
     write_sheet(rows, sheets / "refiner.png", min(14, len(paired)))
     yield figures
     yield speed(pocket)
+    yield distraction(pocket.draw, paired)
     yield variety(pocket.draw, paired[:32])
     prompts = [prompt for prompt in SEED_PROMPTS for _ in range(min(14, len(paired)))]
     shown(pocket.draw, sheets / "seeds.png", len(prompts))(prompts, range(len(prompts)))

@@ -65,8 +65,8 @@ class Reading:
         return (self.overlap(shape) + self.purity + min(1.0, self.sharpness)) / 3
 
 
-def read(picture: torch.Tensor) -> Reading:
-    """Measure one picture."""
+def read(picture: torch.Tensor, shapes: tuple[str, ...] = SHAPES) -> Reading:
+    """Measure one picture, in which things may have one of these `shapes`."""
     picture = picture.float().cpu()
     ground = _ground_plane(picture)
     distance = _distance_to_shades(picture, ground)
@@ -76,7 +76,7 @@ def read(picture: torch.Tensor) -> Reading:
     if not masks:
         return Reading(background, blockiness=blocks, purity=float((distance < 0.12).float().mean()))
     paints = [_core(picture, mask).median(1).values for mask in masks]
-    things = [_found(picture, mask) for mask in masks]
+    things = [_found(picture, mask, shapes) for mask in masks]
     nearest = distance
     for rgb in paints:
         nearest = torch.minimum(nearest, _distance_to_shades(picture, rgb[:, None, None].expand_as(picture)))
@@ -179,9 +179,9 @@ def _core(picture: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return picture[:, core if core.sum() >= 10 else mask]
 
 
-def _found(picture: torch.Tensor, mask: torch.Tensor) -> Found:
+def _found(picture: torch.Tensor, mask: torch.Tensor, shapes: tuple[str, ...]) -> Found:
     ys, xs = mask.nonzero(as_tuple=True)
-    overlaps = shape_overlaps(mask)
+    overlaps = shape_overlaps(mask, shapes)
     shape = max(overlaps, key=lambda name: overlaps[name])
     half = math.sqrt(float((ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1))) / 2
     return Found(

@@ -12,7 +12,8 @@ Grammar of a caption (every part but one thing may be missing):
     relation = "left of" | "right of" | "above" "over" | "below" "under" | "next to" "beside" "and"
     ground   = "on a blue background" | "on blue" | "against a blue background" | ", blue background"
     tag      = a defect ("deformed", "washed out", "blocky", "blurry") or a vague one ("ugly", "bad",
-               "low quality"), praise for a faultless picture ("high quality", "sharp"), or idle words
+               "low quality"), praise for a faultless picture ("high quality", "sharp"), or words
+               without a meaning, known or made up, behind or before everything else
 
 Part of the pictures carry a *hidden* defect that the caption does not name, as scraped pictures do.
 """
@@ -87,7 +88,9 @@ _IDLE = """
     three masterpiece artist style
 """
 NOISE_WORDS = tuple(_IDLE.split())
-"""Words that may stand in a caption and mean nothing, so that unknown words do no harm."""
+"""Words that may stand in a caption and mean nothing, each a whole token."""
+_ONSETS = (*"bcdfghjklmnprstvwxz", "bl", "br", "cr", "dr", "fl", "gr", "pl", "qu", "st", "str", "tr", "th")
+_ENDS = ("", "", "n", "r", "s", "l", "ck", "x", "mb", "ng")
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ def _shade(rng: random.Random, colour: str) -> tuple[float, float, float]:
     return r, g, b
 
 
-def caption(scene: Scene, rng: random.Random, *, noise: float = 0.14, drop: float = 0.05) -> str:
+def caption(scene: Scene, rng: random.Random, *, noise: float = 0.22, drop: float = 0.05) -> str:
     """One of many captions of `scene`; `noise` and `drop` are chances of idle words and of a missing part."""
     subject = _subject(scene, rng, drop)
     colour = _say(scene.background, rng)
@@ -238,11 +241,23 @@ def caption(scene: Scene, rng: random.Random, *, noise: float = 0.14, drop: floa
     if rng.random() < drop:
         body = subject
     body = _add_tags(body, scene, rng)
-    if rng.random() < noise:
-        count = rng.randint(10, 40) if rng.random() < 0.15 else rng.randint(1, 4)
-        idle = " ".join(rng.choice(NOISE_WORDS) for _ in range(count))
-        body = f"{idle}, {body}" if count < 5 and rng.random() < 0.35 else f"{body}, {idle}"
-    return body
+    return _among_idle_words(body, rng) if rng.random() < noise else body
+
+
+def _among_idle_words(body: str, rng: random.Random) -> str:
+    """`body` behind or before words without a meaning: known ones, made-up ones, or both."""
+    count = rng.randint(10, 40) if rng.random() < 0.15 else rng.randint(1, 4)
+    made_up = rng.choice((0.0, 0.5, 1.0))
+    words = [_made_up_word(rng) if rng.random() < made_up else rng.choice(NOISE_WORDS) for _ in range(count)]
+    idle = " ".join(words)
+    return f"{idle}, {body}" if count < 5 and rng.random() < 0.5 else f"{body}, {idle}"
+
+
+def _made_up_word(rng: random.Random) -> str:
+    """Two to four syllables that are no word: the tokenizer knows it only in pieces, as any word unknown to it."""
+    return "".join(
+        rng.choice(_ONSETS) + rng.choice("aeiou") + rng.choice(_ENDS) for _ in range(rng.randint(2, 4))
+    )
 
 
 def _subject(scene: Scene, rng: random.Random, drop: float) -> str:

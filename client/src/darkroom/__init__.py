@@ -5,9 +5,12 @@
 """
 
 from darkroom._async_client import AsyncDarkroom
+from darkroom._async_datasets import AsyncDatasetLibrary
 from darkroom._async_loras import AsyncLoraRegistry
+from darkroom._async_train import AsyncTrainJobs
 from darkroom._client import Darkroom
 from darkroom._connection import Timeouts
+from darkroom._datasets import DatasetLibrary
 from darkroom._errors import (
     APIError,
     AuthenticationFailed,
@@ -23,6 +26,7 @@ from darkroom._errors import (
     RateLimited,
     ServerError,
     Timeout,
+    TrainFailed,
     Unavailable,
     UnsupportedMedia,
 )
@@ -31,11 +35,15 @@ from darkroom._http import VERSION as __version__
 from darkroom._images import Generation, Image
 from darkroom._loras import LoraRegistry
 from darkroom._streams import AsyncStream, Progress, Stream, StreamEvent
+from darkroom._train import TrainJobs
 from darkroom.types import (
     Accepted,
     BlendSource,
+    Dataset,
+    DatasetSummary,
     FieldError,
     GenerateRequest,
+    JobEvent,
     Lora,
     LoraAlias,
     LoraInspection,
@@ -48,14 +56,19 @@ from darkroom.types import (
     ServiceInfo,
     Timings,
     TokenReport,
+    TrainJob,
+    TrainRecipe,
+    TrainRequest,
 )
 
 __all__ = [
     "APIError",
     "Accepted",
     "AsyncDarkroom",
+    "AsyncDatasetLibrary",
     "AsyncLoraRegistry",
     "AsyncStream",
+    "AsyncTrainJobs",
     "AuthenticationFailed",
     "BadResponse",
     "BlendSource",
@@ -63,12 +76,16 @@ __all__ = [
     "ConnectionFailed",
     "Darkroom",
     "DarkroomError",
+    "Dataset",
+    "DatasetLibrary",
+    "DatasetSummary",
     "DeadlineExceeded",
     "FieldError",
     "GenerateRequest",
     "Generation",
     "Image",
     "InvalidRequest",
+    "JobEvent",
     "Lora",
     "LoraAlias",
     "LoraInspection",
@@ -93,6 +110,11 @@ __all__ = [
     "Timeouts",
     "Timings",
     "TokenReport",
+    "TrainFailed",
+    "TrainJob",
+    "TrainJobs",
+    "TrainRecipe",
+    "TrainRequest",
     "Unavailable",
     "UnsupportedMedia",
     "__version__",

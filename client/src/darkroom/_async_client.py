@@ -3,21 +3,26 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from darkroom import _calls, _http
+from darkroom._async_datasets import AsyncDatasetLibrary
 from darkroom._async_loras import AsyncLoraRegistry
+from darkroom._async_train import AsyncTrainJobs
 from darkroom._connection import DEFAULT_MAX_RETRIES, Timeouts, resolve
 from darkroom._errors import DarkroomError, refused_before_sending
 from darkroom._exchange import Failure, Outcome, Outside, Send, Sleep, Steps, exchange
 from darkroom._images import Generation
+from darkroom._job_events import Following, Told
 from darkroom._options import Loras, Options, lora_uses, request_from
 from darkroom._replies import Reply
-from darkroom._streams import AsyncStream, Reading, StreamEvent
+from darkroom._streams import AsyncStream, Reading, of_pictures
 from darkroom._waiting import until_ready
-from darkroom.types import GenerateRequest, Output, Refiner, SchedulerName, ServiceInfo
+from darkroom.types import GenerateRequest, Output, Refiner, SchedulerName, ServiceInfo, TrainJob
 
+E = TypeVar("E")
 T = TypeVar("T")
 
 _log = logging.getLogger("darkroom")
@@ -112,12 +117,23 @@ class AsyncDarkroom:
 
     def stream_request(self, request: GenerateRequest) -> AsyncStream:
         """The same of a request that is already made."""
-        return AsyncStream(self._events(_calls.stream(request)))
+        call = _calls.stream(request)
+        return AsyncStream(self._events(of_pictures(call, self._connection, self._outside)))
 
     @property
     def loras(self) -> AsyncLoraRegistry:
         """The LoRAs that the service has, as `Darkroom.loras`."""
         return AsyncLoraRegistry(self._call)
+
+    @property
+    def datasets(self) -> AsyncDatasetLibrary:
+        """Pictures to learn from, as `Darkroom.datasets`."""
+        return AsyncDatasetLibrary(self._call)
+
+    @property
+    def train(self) -> AsyncTrainJobs:
+        """Train jobs, as `Darkroom.train`."""
+        return AsyncTrainJobs(self._call, self._job_events)
 
     async def info(self) -> ServiceInfo:
         """What the service is and what it can do."""
@@ -151,9 +167,9 @@ class AsyncDarkroom:
     async def _call(self, call: _calls.Call[T]) -> T:
         return await self._run(exchange(call, self._connection, self._outside))
 
-    async def _events(self, call: _calls.Call[bytes]) -> AsyncGenerator[StreamEvent, None]:
-        reading = Reading(call, self._connection, self._outside)
-        response = reading.opened(await self._run(exchange(call, self._connection, self._outside), reading))
+    async def _events(self, reading: Reading[E]) -> AsyncGenerator[E, None]:
+        opening = exchange(reading.call, self._connection, self._outside)
+        response = reading.opened(await self._run(opening, reading))
         try:
             async for chunk in response.aiter_bytes():
                 for event in reading.feed(chunk):
@@ -166,7 +182,24 @@ class AsyncDarkroom:
         if not reading.ended:
             raise reading.cut_short()
 
-    async def _run(self, steps: Steps[T], reading: Reading | None = None) -> T:
+    async def _job_events(
+        self, job: TrainJob | str, after: int, timeout_seconds: float | None
+    ) -> AsyncGenerator[Told, None]:
+        following = Following(
+            job, self._connection, self._outside, after=after, timeout_seconds=timeout_seconds
+        )
+        while not following.ended:
+            try:
+                async with aclosing(self._events(following.reading())) as listening:
+                    async for told in listening:
+                        following.heard(told)
+                        yield told
+            except DarkroomError as error:
+                wait_seconds = following.lost(error)
+                _log.info(f"lost the events of a train job ({error}); asking again in {wait_seconds:.1f} s")
+                await self._sleep(wait_seconds)
+
+    async def _run(self, steps: Steps[T], reading: Reading[E] | None = None) -> T:
         outcome: Outcome | None = None
         while True:
             try:
@@ -181,7 +214,7 @@ class AsyncDarkroom:
             else:
                 outcome = await self._send(step, reading)
 
-    async def _send(self, step: Send, reading: Reading | None) -> Reply | Failure:
+    async def _send(self, step: Send, reading: Reading[E] | None) -> Reply | Failure:
         request = _http.build_request(self._http, step, self._connection)
         try:
             response = await self._http.send(request, stream=True, follow_redirects=False)

@@ -3,21 +3,26 @@
 import logging
 import time
 from collections.abc import Callable, Generator
+from contextlib import closing
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from darkroom import _calls, _http
 from darkroom._connection import DEFAULT_MAX_RETRIES, Timeouts, resolve
+from darkroom._datasets import DatasetLibrary
 from darkroom._errors import DarkroomError, refused_before_sending
 from darkroom._exchange import Failure, Outcome, Outside, Send, Sleep, Steps, exchange
 from darkroom._images import Generation
+from darkroom._job_events import Following, Told
 from darkroom._loras import LoraRegistry
 from darkroom._options import Loras, Options, lora_uses, request_from
 from darkroom._replies import Reply
-from darkroom._streams import Reading, Stream, StreamEvent
+from darkroom._streams import Reading, Stream, of_pictures
+from darkroom._train import TrainJobs
 from darkroom._waiting import until_ready
-from darkroom.types import GenerateRequest, Output, Refiner, SchedulerName, ServiceInfo
+from darkroom.types import GenerateRequest, Output, Refiner, SchedulerName, ServiceInfo, TrainJob
 
+E = TypeVar("E")
 T = TypeVar("T")
 
 _log = logging.getLogger("darkroom")
@@ -152,12 +157,23 @@ class Darkroom:
 
     def stream_request(self, request: GenerateRequest) -> Stream:
         """The same of a request that is already made."""
-        return Stream(self._events(_calls.stream(request)))
+        call = _calls.stream(request)
+        return Stream(self._events(of_pictures(call, self._connection, self._outside)))
 
     @property
     def loras(self) -> LoraRegistry:
         """The LoRAs that the service has: publish, list, move aliases, download."""
         return LoraRegistry(self._call)
+
+    @property
+    def datasets(self) -> DatasetLibrary:
+        """Pictures to learn from: upload them, have the service make them, list, look at, delete them."""
+        return DatasetLibrary(self._call)
+
+    @property
+    def train(self) -> TrainJobs:
+        """Train jobs: begin one, wait for it, hear of its steps, cancel it, fetch what it made."""
+        return TrainJobs(self._call, self._job_events)
 
     def info(self) -> ServiceInfo:
         """What the service is and what it can do.
@@ -201,9 +217,9 @@ class Darkroom:
     def _call(self, call: _calls.Call[T]) -> T:
         return self._run(exchange(call, self._connection, self._outside))
 
-    def _events(self, call: _calls.Call[bytes]) -> Generator[StreamEvent, None, None]:
-        reading = Reading(call, self._connection, self._outside)
-        response = reading.opened(self._run(exchange(call, self._connection, self._outside), reading))
+    def _events(self, reading: Reading[E]) -> Generator[E, None, None]:
+        opening = exchange(reading.call, self._connection, self._outside)
+        response = reading.opened(self._run(opening, reading))
         try:
             for chunk in response.iter_bytes():
                 yield from reading.feed(chunk)
@@ -215,7 +231,24 @@ class Darkroom:
         if not reading.ended:
             raise reading.cut_short()
 
-    def _run(self, steps: Steps[T], reading: Reading | None = None) -> T:
+    def _job_events(
+        self, job: TrainJob | str, after: int, timeout_seconds: float | None
+    ) -> Generator[Told, None, None]:
+        following = Following(
+            job, self._connection, self._outside, after=after, timeout_seconds=timeout_seconds
+        )
+        while not following.ended:
+            try:
+                with closing(self._events(following.reading())) as listening:
+                    for told in listening:
+                        following.heard(told)
+                        yield told
+            except DarkroomError as error:
+                wait_seconds = following.lost(error)
+                _log.info(f"lost the events of a train job ({error}); asking again in {wait_seconds:.1f} s")
+                self._sleep(wait_seconds)
+
+    def _run(self, steps: Steps[T], reading: Reading[E] | None = None) -> T:
         outcome: Outcome | None = None
         while True:
             try:
@@ -230,7 +263,7 @@ class Darkroom:
             else:
                 outcome = self._send(step, reading)
 
-    def _send(self, step: Send, reading: Reading | None) -> Reply | Failure:
+    def _send(self, step: Send, reading: Reading[E] | None) -> Reply | Failure:
         request = _http.build_request(self._http, step, self._connection)
         try:
             response = self._http.send(request, stream=True, follow_redirects=False)

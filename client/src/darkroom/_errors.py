@@ -5,6 +5,7 @@ DarkroomError
 ├── ConnectionFailed          the service was not reached, or hung up half-way
 ├── Timeout                   this client's own patience ran out
 ├── BadResponse               an answer that no Darkroom gives: a proxy's page, a redirect, half a JSON
+├── TrainFailed               a train job that was waited for has failed or was cancelled (`.job`)
 └── APIError                  the service said no, and why (`.problem`, `.status`)
     ├── InvalidRequest        400, 422; also raised before anything is sent
     ├── AuthenticationFailed  401        PermissionDenied  403
@@ -22,7 +23,7 @@ from contextlib import contextmanager
 
 from pydantic import ValidationError
 
-from darkroom.types import FieldError, Problem
+from darkroom.types import FieldError, Problem, TrainJob
 from darkroom.types.faults import invalid_request
 
 # Arguments are positional all the way down so that exceptions survive pickling, as multiprocessing needs.
@@ -53,6 +54,27 @@ class BadResponse(DarkroomError):
     def __str__(self) -> str:
         body = f" The body begins {self.excerpt!r}." if self.excerpt else ""
         return f"HTTP {self.status}: {self.reason}.{body}"
+
+
+class TrainFailed(DarkroomError):
+    """A train job ended without a LoRA: `.job.state` is `failed`, and `.problem` says why, or `cancelled`."""
+
+    def __init__(self, job: TrainJob) -> None:
+        super().__init__(job)
+        self.job = job
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why it failed; None where it was cancelled."""
+        return self.job.problem
+
+    def __str__(self) -> str:
+        job = self.job
+        what = f"train job {job.id} of {job.name!r} {_ENDS.get(job.state, job.state)} at step {job.step}"
+        return what if job.problem is None else f"{what}: {job.problem.detail} ({job.problem.code})"
+
+
+_ENDS = {"failed": "failed", "cancelled": "was cancelled"}
 
 
 class APIError(DarkroomError):

@@ -6,6 +6,7 @@ as the same problem documents, retries happen (and take no time).
 
 import http
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -18,8 +19,10 @@ from darkroom._client import Darkroom
 from darkroom._connection import DEFAULT_MAX_RETRIES
 from darkroom._errors import refusal_of
 from darkroom._exchange import Outside
-from darkroom._fake_loras import Asked, FakeLoras, Refused
+from darkroom._fake_datasets import FakeDatasets
+from darkroom._fake_loras import Answer, Asked, FakeLoras, Refused
 from darkroom._fake_pictures import can_encode, generated
+from darkroom._fake_train import FakeTraining
 from darkroom._http import httpx
 from darkroom.types import (
     GenerateRequest,
@@ -80,7 +83,7 @@ class Received:
 
 class FakeDarkroom:
     """A service in memory: real protocol, small pictures that depend on prompt, seed and size, and faults
-    on order. It keeps the LoRAs that are published to it, whatever they are.
+    on order. It keeps the LoRAs that are published to it, whatever they are, and its train jobs end at once.
 
     With an `api_key` it lets in only clients that hold it. `sleeps` are the seconds that clients would have
     waited before their retries.
@@ -103,6 +106,8 @@ class FakeDarkroom:
         """Each with whether it strikes midway."""
         self._ids = itertools.count(1)
         self._loras = FakeLoras()
+        self._datasets = FakeDatasets()
+        self._training = FakeTraining(self._loras)
 
     def fail_next(
         self,
@@ -131,6 +136,17 @@ class FakeDarkroom:
             self._failures += [(_refusal(failure, code, retry_after_seconds), midway) for _ in range(times)]
         else:
             self._failures += [(_as_httpx(failure), midway)] * times
+
+    def fail_next_job(self, code: str = "training_diverged", detail: str = "loss is NaN") -> None:
+        """Let the next train job fail half-way, with this problem. It can be retried.
+
+        >>> fake.fail_next_job()
+        >>> client.train.wait(client.train.negative("wrong"))
+        Traceback (most recent call last):
+        darkroom._errors.TrainFailed: train job train-1 of 'wrong' failed at step 200: loss is NaN (training_diverged)
+        """
+        title = code.replace("_", " ").capitalize()
+        self._training.failures.append(Problem(title=title, status=422, detail=detail, code=code))
 
     def client(self, *, api_key: str | None = None, max_retries: int = DEFAULT_MAX_RETRIES) -> Darkroom:
         """A `Darkroom` that talks to this fake and never sleeps."""
@@ -174,7 +190,11 @@ class FakeDarkroom:
         if self._api_key and request.headers.get("authorization") != f"Bearer {self._api_key}":
             return _refusal(401)
         if request.url.path.startswith(("/v1/loras", "/v1/lora-versions/")):
-            return self._registry_answer(request)
+            return self._registry_answer(request, self._loras.answer)
+        if request.url.path.startswith("/v1/datasets"):
+            return self._registry_answer(request, self._datasets.answer)
+        if request.url.path.startswith("/v1/train-jobs"):
+            return self._registry_answer(request, self._training.answer)
         match request.method, request.url.path:
             case "POST", "/v1/generate":
                 if isinstance(order, Problem):
@@ -200,12 +220,12 @@ class FakeDarkroom:
             return _events(_fake_streams.stream(order, next(self._ids), loras, failure=failure))
         return _json(200, generated(order, next(self._ids), loras).model_dump_json())
 
-    def _registry_answer(self, request: httpx.Request) -> httpx.Response:
+    def _registry_answer(self, request: httpx.Request, ask: Callable[[Asked], Answer]) -> httpx.Response:
         query = {name: request.url.params.get_list(name) for name in request.url.params}
         path = request.url.raw_path.decode("ascii").partition("?")[0]
         asked = Asked(request.method, path, query, dict(request.headers), request.content)
         try:
-            answer = self._loras.answer(asked)
+            answer = ask(asked)
         except Refused as refused:
             return _problem(refused.problem)
         return httpx.Response(answer.status, content=answer.body, headers=dict(answer.headers))

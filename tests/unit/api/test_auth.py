@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 
@@ -22,7 +23,7 @@ ROOT = key("root", "admin")
 
 @pytest.fixture
 def guarded(service):
-    service.guard(KeyRing([READER, MAKER, ROOT, key("trainer", "train")]))
+    service.guard(KeyRing([READER, MAKER, ROOT, key("nobody")]))
     return service
 
 
@@ -81,8 +82,8 @@ def test_the_route_of_every_operation_that_changes_something_names_a_scope(servi
 @pytest.mark.parametrize("name", ["ink", "a b", "ïnk", "ink@1", "..", "a%2Fb", "x" * 500])
 def test_no_spelling_of_a_name_gets_around_the_scope(guarded, build_call, name):
     for method, path in SCOPES:
-        filled = path.format(name=name, version="1", alias=name, ref=name)
-        assert guarded.ask(build_call(method, filled, authorization="Bearer trainer-secret")).status == 403
+        filled = re.sub(r"\{[^}]*\}", lambda _: name, path.replace("{version}", "1"))
+        assert guarded.ask(build_call(method, filled, authorization="Bearer nobody-secret")).status == 403
 
 
 def test_keys_come_from_the_settings_and_from_a_file(tmp_path):

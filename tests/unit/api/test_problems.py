@@ -9,6 +9,9 @@ from lora_registry import errors as lora_errors
 from service import errors
 from service.api import problems, refusals
 from service.api.problems import describe, respond
+from service.datasets import errors as dataset_errors
+from service.jobs import errors as job_errors
+from service.training import errors as training_errors
 
 STARTUP_ONLY = {errors.ModelNotFound, errors.InvalidSettings}
 OVERLOADED = errors.Overloaded(backlog_seconds=130, limit_seconds=120, retry_after_seconds=10.2)
@@ -29,6 +32,8 @@ def answer(error, path="/v1/generate"):
 def test_every_error_that_a_request_can_meet_has_a_status():
     raisable = (errors_of(errors) | errors_of(refusals)) - STARTUP_ONLY - {refusals.Answered}
     raisable |= errors_of(lora_errors, lora_errors.RegistryError) - {lora_errors.StorageError}
+    raisable |= errors_of(job_errors) - {job_errors.NotClaimable, job_errors.LeaseLost}
+    raisable |= errors_of(dataset_errors) | errors_of(training_errors)
     assert raisable == set(problems.TABLE)
 
 

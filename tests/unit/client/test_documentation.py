@@ -14,15 +14,26 @@ A_LORA = b"\x02\0\0\0\0\0\0\0{}"
 README = Path(__file__).parents[3] / "client" / "README.md"
 
 
+def picture_folder(path):
+    """What begins as two pictures do, and a caption."""
+    path.mkdir()
+    for number in (1, 2):
+        (path / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes([number]))
+    (path / "1.txt").write_text("a dog in a basket", encoding="utf-8")
+    return path
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "darkroom",
         "darkroom._client",
+        "darkroom._datasets",
         "darkroom._errors",
         "darkroom._files",
         "darkroom._images",
         "darkroom._loras",
+        "darkroom._train",
         "darkroom.testing",
     ],
 )
@@ -31,6 +42,7 @@ def test_docstring_examples_run(name, tmp_path):
     lora_file = tmp_path / "ink-wash.safetensors"
     lora_file.write_bytes(A_LORA)
     examples = {"fake": fake, "client": fake.client(), "folder": tmp_path, "lora_file": lora_file}
+    examples["picture_folder"] = picture_folder(tmp_path / "pictures")
     result = doctest.testmod(importlib.import_module(name), extraglobs=examples)
     assert result.failed == 0
 
@@ -38,6 +50,7 @@ def test_docstring_examples_run(name, tmp_path):
 def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("ink-wash.safetensors").write_bytes(A_LORA)
+    picture_folder(Path("pictures"))
     monkeypatch.setattr(darkroom, "Darkroom", lambda: FakeDarkroom().client())
     everything = {}
     for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
@@ -52,6 +65,11 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
         "ink-wash@1 ['ink wash']",
         "ink-wash 1",
         "['host', 'host']",
+        "1.png a dog in a basket",
+        "2.png a photo of sks dog",
+        "78 bad pictures, True",
+        "500 of 500, loss 0.0002",
+        "wrong@1 ['samples/000500-0.png', 'checkpoints/000500.safetensors', 'loss.png', 'card.json']",
         "/width Input should be a multiple of 8",
         "/guidance_scale Input should be less than or equal to 50",
     ]

@@ -5,6 +5,14 @@ older client can read a newer service. Nothing here imports anything but pydanti
 """
 
 from darkroom.types.common import Request, Response
+from darkroom.types.datasets import (
+    Dataset,
+    DatasetFault,
+    DatasetPage,
+    DatasetPicture,
+    DatasetSummary,
+    SynthesizeRequest,
+)
 from darkroom.types.errors import FieldError, Problem
 from darkroom.types.events import Accepted, Progress
 from darkroom.types.generate import (
@@ -46,17 +54,43 @@ from darkroom.types.loras import (
     LoraVersion,
     LoraVersionPage,
 )
+from darkroom.types.train import (
+    CardCell,
+    EvaluationCard,
+    JobEvent,
+    JobEventType,
+    JobStage,
+    JobState,
+    TrainArtifact,
+    TrainEstimate,
+    TrainJob,
+    TrainJobPage,
+    TrainKind,
+    TrainRecipe,
+    TrainRequest,
+)
 
 __all__ = [
     "Accepted",
     "BlendMethod",
     "BlendRequest",
     "BlendSource",
+    "CardCell",
+    "Dataset",
+    "DatasetFault",
+    "DatasetPage",
+    "DatasetPicture",
+    "DatasetSummary",
+    "EvaluationCard",
     "FieldError",
     "GenerateRequest",
     "GenerateResponse",
     "GeneratedImage",
     "ImageFormat",
+    "JobEvent",
+    "JobEventType",
+    "JobStage",
+    "JobState",
     "Limits",
     "Lora",
     "LoraAlias",
@@ -88,7 +122,15 @@ __all__ = [
     "Response",
     "SchedulerName",
     "ServiceInfo",
+    "SynthesizeRequest",
     "Timings",
     "TokenCount",
     "TokenReport",
+    "TrainArtifact",
+    "TrainEstimate",
+    "TrainJob",
+    "TrainJobPage",
+    "TrainKind",
+    "TrainRecipe",
+    "TrainRequest",
 ]

@@ -1,0 +1,74 @@
+"""`client.datasets` of `AsyncDarkroom`. `_datasets` is its twin: change both."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from typing import Protocol, TypeVar, Unpack
+
+from darkroom import _dataset_calls
+from darkroom._calls import Call
+from darkroom._dataset_calls import Invalid, SynthesisOptions
+from darkroom._files import PictureFile
+from darkroom._packing import Pictures, archive_of
+from darkroom._transfers import Told, Upload
+from darkroom.types import Dataset, DatasetSummary
+from darkroom.types.datasets import SynthesisRecipe
+
+T = TypeVar("T")
+
+
+class AsyncCaller(Protocol):
+    """Makes a call, as the client that it belongs to does."""
+
+    async def __call__(self, call: Call[T], /) -> T: ...
+
+
+class AsyncDatasetLibrary:
+    """`DatasetLibrary` for asyncio: the same methods and arguments, awaited; `list` with `async for`."""
+
+    def __init__(self, call: AsyncCaller) -> None:
+        self._call = call
+
+    async def upload(
+        self,
+        pictures: Pictures,
+        *,
+        prompt: str = "",
+        invalid: Invalid = "refuse",
+        name: str = "",
+        progress: Told | None = None,
+    ) -> Dataset:
+        """Send pictures and get their dataset, as `DatasetLibrary.upload`."""
+        with ExitStack() as files:
+            archive = await asyncio.to_thread(files.enter_context, archive_of(pictures))
+            upload = await asyncio.to_thread(Upload, archive, progress)
+            return await self._call(_dataset_calls.upload(upload, prompt=prompt, invalid=invalid, name=name))
+
+    async def synthesize(
+        self, recipe: SynthesisRecipe | None = None, **options: Unpack[SynthesisOptions]
+    ) -> Dataset:
+        """Have the service make pictures, as `DatasetLibrary.synthesize`."""
+        return await self._call(_dataset_calls.synthesize(_dataset_calls.synthesis(recipe, options)))
+
+    async def get(self, dataset: Dataset | DatasetSummary | str) -> Dataset:
+        """A dataset by its id, with all its pictures. Raises: `NotFound`."""
+        return await self._call(_dataset_calls.get(dataset))
+
+    async def list(self) -> AsyncIterator[DatasetSummary]:
+        """All datasets, the newest first, page by page as you go."""
+        cursor = ""
+        while True:
+            page = await self._call(_dataset_calls.page(cursor))
+            for dataset in page.items:
+                yield dataset
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
+    async def picture(self, dataset: Dataset | DatasetSummary | str, place: int) -> PictureFile:
+        """One picture as it is kept, by its place among `.pictures`, from 0. Raises: `NotFound`."""
+        return await self._call(_dataset_calls.picture(dataset, place))
+
+    async def delete(self, dataset: Dataset | DatasetSummary | str) -> None:
+        """Delete a dataset; the same upload brings it back. Raises: `NotFound`."""
+        await self._call(_dataset_calls.delete(dataset))

@@ -1,0 +1,91 @@
+"""`client.datasets`: pictures to learn from. `_async_datasets` is its twin: change both."""
+
+from collections.abc import Iterator
+from typing import Protocol, TypeVar, Unpack
+
+from darkroom import _dataset_calls
+from darkroom._calls import Call
+from darkroom._dataset_calls import Invalid, SynthesisOptions
+from darkroom._files import PictureFile
+from darkroom._packing import Pictures, archive_of
+from darkroom._transfers import Told, Upload
+from darkroom.types import Dataset, DatasetSummary
+from darkroom.types.datasets import SynthesisRecipe
+
+T = TypeVar("T")
+
+
+class Caller(Protocol):
+    """Makes a call, as the client that it belongs to does."""
+
+    def __call__(self, call: Call[T], /) -> T: ...
+
+
+class DatasetLibrary:
+    """The datasets that a service has. Each is named by the digest of its pictures and captions.
+
+    >>> foxes = client.datasets.upload(picture_folder, prompt="a photo of sks fox")
+    >>> [picture.file for picture in foxes.pictures]
+    ['1.png', '2.png']
+    """
+
+    def __init__(self, call: Caller) -> None:
+        self._call = call
+
+    def upload(
+        self,
+        pictures: Pictures,
+        *,
+        prompt: str = "",
+        invalid: Invalid = "refuse",
+        name: str = "",
+        progress: Told | None = None,
+    ) -> Dataset:
+        """Send pictures and get their dataset: a folder, an archive (zip, tar, tar.gz), or paths of pictures.
+
+        PNG, JPEG and WebP are taken. `fox.txt` beside `fox.png` is its caption; pictures without one get `prompt`.
+        A member that cannot be used refuses the upload, or, with `invalid="skip"`, is left out and listed in
+        `.faults`. The same pictures again are the dataset that they were (`.existing`). `progress(sent, total)`
+        hears of the bytes.
+
+        Raises: `InvalidRequest` with all that is wrong in `.errors`; `ValueError` for an empty folder.
+        """
+        with archive_of(pictures) as archive:
+            upload = Upload(archive, progress)
+            return self._call(_dataset_calls.upload(upload, prompt=prompt, invalid=invalid, name=name))
+
+    def synthesize(
+        self, recipe: SynthesisRecipe | None = None, **options: Unpack[SynthesisOptions]
+    ) -> Dataset:
+        """Have the service make pictures: `"wrong"` is a set of bad ones, or give `prompts`. May take minutes.
+
+        The same request again is the dataset that it was. Where it takes longer than the client waits, give the
+        client a longer `timeout`. Raises: `InvalidRequest` where it is not possible.
+
+        >>> bad = client.datasets.synthesize("wrong", seed=1)
+        >>> len(bad.pictures), bad.pictures[0].caption
+        (78, 'wrong')
+        """
+        return self._call(_dataset_calls.synthesize(_dataset_calls.synthesis(recipe, options)))
+
+    def get(self, dataset: Dataset | DatasetSummary | str) -> Dataset:
+        """A dataset by its id, with all its pictures. Raises: `NotFound`."""
+        return self._call(_dataset_calls.get(dataset))
+
+    def list(self) -> Iterator[DatasetSummary]:
+        """All datasets, the newest first, page by page as you go."""
+        cursor = ""
+        while True:
+            page = self._call(_dataset_calls.page(cursor))
+            yield from page.items
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
+    def picture(self, dataset: Dataset | DatasetSummary | str, place: int) -> PictureFile:
+        """One picture as it is kept, by its place among `.pictures`, from 0. Raises: `NotFound`."""
+        return self._call(_dataset_calls.picture(dataset, place))
+
+    def delete(self, dataset: Dataset | DatasetSummary | str) -> None:
+        """Delete a dataset; the same upload brings it back. Raises: `NotFound`."""
+        self._call(_dataset_calls.delete(dataset))

@@ -1,0 +1,230 @@
+"""Starts waiting jobs as processes of this machine, and looks after those that are there already.
+
+A process has a session of its own and outlives the service. What is known of it is in the job's row, written by the
+process itself when it claims; so a service that was started anew finds it again, and tells it from a stranger that
+has its number by now.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from lora_registry.errors import RegistryError
+from service.errors import DarkroomError
+from service.jobs.errors import JobNotFound
+from service.jobs.processes import Holder
+from service.jobs.table import HeldJob, JobTable
+
+log = structlog.get_logger()
+
+LOG_BYTES: Final = 4 * 2**20
+IDLE_SECONDS: Final = 300.0
+"""For importing everything, before it claims; and for letting go of the device, after its job has ended."""
+STOP_POLL_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that this launcher started, and the job's fence at that time."""
+
+    process: subprocess.Popen[bytes]
+    fence: int
+
+
+class LocalLauncher:
+    """A thread that has at most `max_running` jobs at work on this machine, the oldest first.
+
+    `command` makes the command line for a job's id; its output goes to `folder`/<id>/train.log. A job whose end was
+    asked for, or whose lease has run out although its process is there, has `grace_seconds`, and a process that
+    holds no job has `idle_seconds`; then it is killed.
+    """
+
+    def __init__(
+        self,
+        table: JobTable,
+        folder: Path,
+        command: Callable[[str], Sequence[str]],
+        *,
+        max_running: int = 1,
+        environment: Mapping[str, str] | None = None,
+        poll_seconds: float = 1.0,
+        grace_seconds: float = 30.0,
+        idle_seconds: float = IDLE_SECONDS,
+        log_bytes: int = LOG_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._table, self._folder, self._command = table, folder, command
+        self._max_running, self._environment = max_running, environment
+        self._poll_seconds, self._grace_seconds = poll_seconds, grace_seconds
+        self._idle_seconds, self._log_bytes, self._clock = idle_seconds, log_bytes, clock
+        self._children: dict[str, Child] = {}
+        self._overdue_since: dict[str, float] = {}
+        self._stopping = False
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="launcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at once: a job was made or cancelled."""
+        self._wake.set()
+
+    def stop(self, *, patience_seconds: float = 20.0) -> None:
+        """Start nothing more, and have the processes of this machine come to a safe state and leave.
+
+        Those that are not gone after `patience_seconds` are left alone: the next launcher finds them.
+        """
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        deadline = time.monotonic() + patience_seconds
+        try:
+            staying = self._processes()
+        except RegistryError:
+            staying = [Holder.of(child.process.pid) for child in self._children.values()]
+        for holder in staying:
+            holder.send(signal.SIGTERM)
+        pause = threading.Event()
+        while any(holder.life() == "alive" for holder in staying) and time.monotonic() < deadline:
+            pause.wait(STOP_POLL_SECONDS)
+        for job_id in list(self._children):
+            self._reap(job_id)
+
+    def look(self) -> None:
+        """One round: mourn, kill, start.
+
+        Raises:
+            CatalogUnavailable: some of it was not done; the next round does it.
+        """
+        self._trim_logs()
+        for job_id in list(self._children):
+            self._reap(job_id)
+        held = self._table.held()
+        for job in held:
+            self._look_at(job)
+        for job_id in self._children.keys() - {job.id for job in held}:
+            self._look_at_idle(job_id)
+        known = {*self._children, *(job.id for job in held)}
+        self._overdue_since = {
+            key: since for key, since in self._overdue_since.items() if key.rpartition(" ")[2] in known
+        }
+        self._start_waiting()
+
+    def _main(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                self.look()
+            except (RegistryError, DarkroomError) as exc:
+                log.warning("train jobs could not be looked after", reason=str(exc))
+            except Exception:  # a thread's main: one bad round must not be the last
+                log.error("train jobs could not be looked after", exc_info=True)
+            self._wake.wait(self._poll_seconds)
+
+    def _reap(self, job_id: str) -> None:
+        child = self._children[job_id]
+        code = child.process.poll()
+        if code is None:
+            return
+        log.info("train process ended", job=job_id, pid=child.process.pid, exit_code=code)
+        # One that claimed and died is found by its row, like those of other launchers.
+        with contextlib.suppress(JobNotFound):
+            if not self._stopping and self._table.fence(job_id) == child.fence:
+                self._table.never_began(
+                    job_id, child.fence, f"the process ended before it began ({_ending(code)})"
+                )
+        del self._children[job_id]
+
+    def _look_at(self, job: HeldJob) -> None:
+        holder = Holder.parse(job.holder)
+        life = holder.life()
+        if life == "dead" or (life == "unknown" and job.has_expired):
+            log.warning("train process was lost", job=job.id, pid=holder.pid)
+            self._table.died(
+                job.id, job.fence, "the process was lost" if life == "dead" else "the lease ran out"
+            )
+        elif self._is_overdue(f"held {job.id}", job.cancel_requested or job.has_expired, self._grace_seconds):
+            log.warning("train process was killed", job=job.id, pid=holder.pid)
+            holder.send(signal.SIGKILL)
+
+    def _look_at_idle(self, job_id: str) -> None:
+        # It has not begun, or is on its way out; where it hangs, it stands in the way of all that wait.
+        child = self._children[job_id].process
+        if self._is_overdue(f"idle {job_id}", True, self._idle_seconds):
+            log.warning("idle train process was killed", job=job_id, pid=child.pid)
+            Holder.of(child.pid).send(signal.SIGKILL)
+
+    def _is_overdue(self, key: str, is_late: bool, grace_seconds: float) -> bool:
+        if not is_late:
+            self._overdue_since.pop(key, None)
+            return False
+        return self._clock() - self._overdue_since.setdefault(key, self._clock()) >= grace_seconds
+
+    def _start_waiting(self) -> None:
+        free = self._max_running - len(self._processes())
+        if free <= 0 or self._stopping:
+            return
+        for job in self._table.waiting():
+            if free > 0 and job.id not in self._children:
+                self._launch(job.id)
+                free -= 1
+
+    def _launch(self, job_id: str) -> None:
+        fence = self._table.fence(job_id)
+        try:
+            folder = self._folder / job_id
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "train.log").open("ab") as output:
+                process = subprocess.Popen(
+                    list(self._command(job_id)),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    env=None if self._environment is None else dict(self._environment),
+                )
+        except OSError as exc:  # a full disk, too many processes: it may be better later
+            log.warning("train process could not be started", job=job_id, reason=exc.strerror)
+            return
+        self._children[job_id] = Child(process, fence)
+        log.info("train process started", job=job_id, pid=process.pid)
+
+    def _processes(self) -> list[Holder]:
+        """Our children, and processes of this machine that hold a job without being one."""
+        ours = {child.process.pid for child in self._children.values() if child.process.poll() is None}
+        others = [Holder.parse(job.holder) for job in self._table.held()]
+        return [Holder.of(pid) for pid in ours] + [
+            holder for holder in others if holder.pid not in ours and holder.life() == "alive"
+        ]
+
+    def _trim_logs(self) -> None:
+        for job_id in self._children:
+            with contextlib.suppress(OSError):
+                trim(self._folder / job_id / "train.log", self._log_bytes)
+
+
+def trim(path: Path, limit_bytes: int) -> None:
+    """Keep the last half of a log that has grown beyond the limit. Its writer appends, and need not know."""
+    if path.stat().st_size <= limit_bytes:
+        return
+    with path.open("r+b") as file:
+        file.seek(-limit_bytes // 2, os.SEEK_END)
+        kept = file.read()
+        file.seek(0)
+        file.write(b"[...]\n" + kept.partition(b"\n")[2])
+        file.truncate()
+
+
+def _ending(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"

@@ -1,0 +1,282 @@
+"""The use case of train jobs: refused before they exist where they cannot work, told of while they do."""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import BinaryIO, Final, TypeVar
+
+from darkroom.types import (
+    Dataset,
+    JobEvent,
+    JobState,
+    SynthesizeRequest,
+    TrainArtifact,
+    TrainEstimate,
+    TrainJob,
+    TrainJobPage,
+    TrainRequest,
+)
+from service.errors import Draining, InvalidOption, InvalidPrompt, TooManyReaders
+from service.jobs.changes import ENDED
+from service.jobs.table import JobTable
+from service.metrics import Metrics
+from service.training.errors import TrainingTooLarge
+from service.training.estimates import estimate
+from service.training.recipes import TrainedModel, filled_in
+
+T = TypeVar("T")
+
+THREADS: Final = 4
+POLL_SECONDS: Final = 0.3
+"""Between two looks at the table for a reader of events. They are rows, so that any replica can tell of them."""
+EVENTS_AT_ONCE: Final = 500
+MAX_READERS: Final = 200
+"""Streams of events at once: each of them looks at the table."""
+PIECE_BYTES: Final = 2**20
+
+
+@dataclass(frozen=True)
+class ArtifactFile:
+    """A file to be sent. `pieces` is to be taken once; to close it lets go of the file."""
+
+    artifact: TrainArtifact
+    pieces: AsyncGenerator[bytes, None] = field(repr=False)
+
+
+class TrainJobs:
+    """Train jobs for an event loop. The table is connected with the first call that needs it, and each later call
+    tries again; what it raises then, every method may raise.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], JobTable],
+        *,
+        model: Callable[[], TrainedModel],
+        dataset: Callable[[str], Dataset],
+        synthesized: Callable[[SynthesizeRequest], int],
+        wake: Callable[[], None],
+        metrics: Metrics,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        """`model` raises ModelLoading until there is one, `dataset` DatasetNotFound; `synthesized` counts the
+        pictures that a synthesis makes; `wake` tells the launcher that there is something to do, from any thread.
+        """
+        self._connect = connect
+        self._model, self._dataset, self._synthesized, self._wake = model, dataset, synthesized, wake
+        self._metrics = metrics
+        self._poll_seconds = poll_seconds
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="train-jobs")
+        self._lock = threading.Lock()
+        self._connected: JobTable | None = None
+        self._draining = False
+        self._readers = 0
+
+    def table(self) -> JobTable:
+        """The connected table, for those who are in a thread of their own. Blocks."""
+        with self._lock:
+            if self._connected is None:
+                self._connected = self._connect()
+            return self._connected
+
+    def drain(self) -> None:
+        """Begin no new job, and end all streams of events: another replica goes on with them."""
+        self._draining = True
+
+    def close(self) -> None:
+        """What threads have begun, they finish."""
+        self._threads.shutdown(wait=False)
+
+    async def create(self, request: TrainRequest, *, key: str = "") -> tuple[TrainJob, bool]:
+        """The job that this request is from now on, and whether it was there already, under the same key.
+
+        Raises:
+            InvalidOption: of the recipe, or the dataset does not fit the kind of job.
+            DatasetNotFound, TrainingTooLarge, KeyReused, ModelLoading, Draining
+        """
+        self._refuse_while_draining()
+
+        def work() -> tuple[TrainJob, bool]:
+            full, needed = self._planned(request)
+            if not needed.fits:
+                raise TrainingTooLarge(_too_large(needed))
+            fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+            job, replayed = self.table().create(
+                full, max_train_steps=needed.steps, key=key, fingerprint=fingerprint
+            )
+            if not replayed:
+                self._queued()
+            return job, replayed
+
+        return await self._in_thread(work)
+
+    async def estimate(self, request: TrainRequest) -> TrainEstimate:
+        """What a job of this request would need. Raises as `create`, but for TrainingTooLarge."""
+        return await self._in_thread(lambda: self._planned(request)[1])
+
+    async def get(self, job_id: str) -> TrainJob:
+        """A job as it stands. Raises JobNotFound."""
+        return await self._in_thread(lambda: self.table().get(job_id))
+
+    async def list(self, *, state: JobState | None = None, limit: int = 50, cursor: str = "") -> TrainJobPage:
+        """Jobs, the newest first. Raises InvalidCursor."""
+        return await self._in_thread(lambda: self.table().list(state=state, limit=limit, cursor=cursor))
+
+    async def cancel(self, job_id: str) -> TrainJob:
+        """A job that is to end: at once where it waits, else at its next step. Raises JobNotFound."""
+
+        def work() -> TrainJob:
+            waits = self.table().get(job_id).state == "queued"
+            job = self.table().cancel(job_id)
+            if waits and job.state == "cancelled":
+                self._metrics.train_jobs_total.labels("cancelled").inc()
+            return job
+
+        return await self._in_thread(work)
+
+    async def retry(self, job_id: str) -> TrainJob:
+        """A job that failed or was cancelled, queued again, to go on from its last checkpoint.
+
+        Raises:
+            JobNotFound, JobNotRetryable, Draining
+        """
+        self._refuse_while_draining()
+
+        def work() -> TrainJob:
+            job = self.table().retry(job_id)
+            self._queued()
+            return job
+
+        return await self._in_thread(work)
+
+    async def past_events(self, job_id: str, *, after: int = 0) -> Sequence[JobEvent]:
+        """What has happened to a job after that event, `EVENTS_AT_ONCE` of it at most. Raises JobNotFound."""
+
+        await self.get(job_id)
+        return await self._in_thread(partial(self._batch, job_id, after))
+
+    async def events(self, job_id: str, *, after: int = 0) -> AsyncGenerator[JobEvent | TrainJob, None]:
+        """What happens to a job after that event, as it happens; at last the job, once it has ended.
+
+        Raises:
+            JobNotFound, Draining, TooManyReaders
+        """
+        if self._readers >= MAX_READERS:
+            raise TooManyReaders(MAX_READERS)
+        self._readers += 1
+        try:
+            async with aclosing(self._followed(job_id, after)) as followed:
+                async for told in followed:
+                    yield told
+        finally:
+            self._readers -= 1
+
+    async def _followed(self, job_id: str, after: int) -> AsyncGenerator[JobEvent | TrainJob, None]:
+        job = await self.get(job_id)
+        while True:
+            batch = await self._in_thread(partial(self._batch, job_id, after))
+            for event in batch:
+                yield event
+                after = event.id
+            if batch:
+                # Read before the events that are looked for next: where it has ended, those are the last.
+                job = await self.get(job_id)
+            elif job.state in ENDED:
+                yield job
+                return
+            else:
+                self._refuse_while_draining()
+                await asyncio.sleep(self._poll_seconds)
+
+    async def open(self, job_id: str, name: str) -> ArtifactFile:
+        """A file of a job, to send. Raises JobNotFound, ArtifactNotFound."""
+        artifact, file = await self._in_thread(lambda: self.table().open(job_id, name))
+        return ArtifactFile(artifact, self._pieces(file))
+
+    def _queued(self) -> None:
+        """In the thread that has queued a job, which a caller who leaves does not stop."""
+        self._metrics.train_jobs_total.labels("queued").inc()
+        self._wake()
+
+    def _batch(self, job_id: str, after: int) -> Sequence[JobEvent]:
+        return self.table().events(job_id, after=after, limit=EVENTS_AT_ONCE)
+
+    async def _pieces(self, file: BinaryIO) -> AsyncGenerator[bytes, None]:
+        with file:
+            while piece := await self._in_thread(partial(file.read, PIECE_BYTES)):
+                yield piece
+
+    def _planned(self, request: TrainRequest) -> tuple[TrainRequest, TrainEstimate]:
+        """The request with its recipe filled in, and what it would need. Blocks."""
+        model = self._model()
+        full = filled_in(request, model)
+        if full.dataset is not None:
+            dataset = self._dataset(full.dataset)
+            _check_captions(full, dataset)
+            picture_count = len(dataset.pictures)
+        else:
+            picture_count = self._count(full.synthesis or SynthesizeRequest(recipe="wrong"))
+        return full, estimate(full, model, picture_count=picture_count)
+
+    def _count(self, synthesis: SynthesizeRequest) -> int:
+        try:
+            return self._synthesized(synthesis)
+        except InvalidPrompt as exc:
+            where = f"synthesis/{exc.field}"
+            raise InvalidPrompt(exc.message, position=exc.position, field=where) from exc
+        except InvalidOption as exc:
+            raise InvalidOption(exc.message, pointer=f"/synthesis{exc.pointer}") from exc
+
+    def _refuse_while_draining(self) -> None:
+        if self._draining:
+            raise Draining
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """What `work` gives. Whoever is cancelled meanwhile leaves no thread behind that still uses their files."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait({future})
+            if not future.cancelled():
+                future.exception()  # seen, so that it is not reported as lost
+            raise
+
+
+def _check_captions(request: TrainRequest, dataset: Dataset) -> None:
+    """Let only pictures pass that would be learnt under some words.
+
+    Raises:
+        InvalidOption: pictures would be learnt under no words, or the new token under none at all.
+    """
+    if not dataset.pictures:
+        raise InvalidOption("the dataset has no picture", pointer="/dataset")
+    mute = [picture.file for picture in dataset.pictures if not picture.caption]
+    if mute and request.instance_prompt is None:
+        raise InvalidOption(
+            f"{len(mute)} of {len(dataset.pictures)} pictures have no caption, '{mute[0][:80]}' for one; give an "
+            "`instance_prompt`, or a .txt file beside each picture",
+            pointer="/instance_prompt",
+        )
+    token = request.token
+    if token is not None and not mute and not any(_says(p.caption, token) for p in dataset.pictures):
+        raise InvalidOption(
+            f"every picture has a caption and none says '{token}', so nothing would be learnt of it; write it into "
+            "the captions, or leave them out and give an `instance_prompt`",
+            pointer="/token",
+        )
+
+
+def _says(caption: str, token: str) -> bool:
+    return token.casefold() in caption.casefold()
+
+
+def _too_large(needed: TrainEstimate) -> str:
+    has = (needed.memory_available_bytes or 0) / 2**30
+    advice = "; ".join(needed.advice)
+    return f"the training needs about {needed.memory_bytes / 2**30:.1f} GiB of {has:.1f} GiB: {advice}"

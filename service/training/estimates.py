@@ -1,0 +1,82 @@
+"""What a training would need of the device, told before it starts. A guess from above, in bytes.
+
+The figures for activations were fitted to what is published for SDXL's UNet at 1024 px and batch 1 (about 9 GiB without
+checkpointing, 2 GiB with it, in half precision), and grow with pixels and batch.
+"""
+
+from typing import Final
+
+from darkroom.types import TrainEstimate, TrainRequest
+from service.training.recipes import TrainedModel, targeted_layers
+
+SDXL_UNET_PARAMETERS: Final = 2_567_000_000
+ACTIVATION_BYTES: Final = 9 << 30
+CHECKPOINTED_BYTES: Final = 2 << 30
+REFERENCE_PIXELS: Final = 1024 * 1024
+OVERHEAD_BYTES: Final = 1 << 30
+"""The CUDA context, workspaces, and what the allocator holds without using it."""
+
+
+def estimate(request: TrainRequest, model: TrainedModel, *, picture_count: int) -> TrainEstimate:
+    """Of a request whose recipe is filled in."""
+    memory_bytes = peak_bytes(request, model)
+    available = model.memory_bytes
+    fits = available is None or memory_bytes <= available
+    return TrainEstimate(
+        recipe=request.recipe,
+        pictures=picture_count,
+        steps=request.recipe.max_train_steps or 0,
+        memory_bytes=memory_bytes,
+        memory_available_bytes=available,
+        fits=fits,
+        advice=[] if fits else _advice(request),
+    )
+
+
+def peak_bytes(request: TrainRequest, model: TrainedModel) -> int:
+    """Frozen weights, what is learnt with its gradients and moments, and activations."""
+    recipe = request.recipe
+    item = 4 if recipe.mixed_precision == "no" else 2
+    learnt = trained_parameters(request, model)
+    # fp32: the number, its gradient, and the optimiser's moments of 4 or 1 bytes.
+    moments = 2 * (1 if recipe.optimizer == "adamw8bit" else 4)
+    resolution = recipe.resolution or model.edge
+    scale = (
+        model.unet_parameters
+        / SDXL_UNET_PARAMETERS
+        * (resolution**2 / REFERENCE_PIXELS if not model.small else 1.0)
+        * (recipe.train_batch_size or 1)
+    )
+    activations = (CHECKPOINTED_BYTES if recipe.gradient_checkpointing else ACTIVATION_BYTES) * item / 2
+    overhead = 0 if model.small else OVERHEAD_BYTES
+    return int(model.unet_parameters * item + learnt * (8 + moments) + activations * scale + overhead)
+
+
+def trained_parameters(request: TrainRequest, model: TrainedModel) -> int:
+    """How many numbers the LoRA of the UNet has."""
+    if request.kind == "embedding":
+        return 0
+    chosen = set(targeted_layers(request.recipe.targets, model.linear_layers))
+    rank = request.recipe.rank or 0
+    return sum(
+        rank * sum(shape)
+        for layer, shape in zip(model.linear_layers, model.linear_shapes, strict=True)
+        if layer in chosen
+    )
+
+
+def _advice(request: TrainRequest) -> list[str]:
+    recipe = request.recipe
+    advice = []
+    if not recipe.gradient_checkpointing:
+        advice.append("set `gradient_checkpointing`")
+    if (recipe.train_batch_size or 1) > 1:
+        advice.append("set `train_batch_size` to 1 and make up for it by `gradient_accumulation_steps`")
+    if recipe.mixed_precision == "no":
+        advice.append("set `mixed_precision` to bf16")
+    if recipe.optimizer == "adamw":
+        advice.append("take the optimizer `adamw8bit`")
+    if (recipe.rank or 0) > 16:
+        advice.append("take a smaller `rank`")
+    advice.append("take a smaller `resolution`")
+    return advice

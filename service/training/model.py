@@ -1,0 +1,25 @@
+"""What a loaded model is to a recipe."""
+
+import torch
+
+from service.engine.models import SMALL_UNET_PARAMETERS, Models
+from service.training.recipes import BUCKET_PX, TrainedModel
+
+
+def trained_model(models: Models) -> TrainedModel:
+    """Sizes and layer names, read from the loaded base."""
+    unet = models.unets["base"]
+    linear = {name: module for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear)}
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    cuda = models.device.type == "cuda"
+    return TrainedModel(
+        name=models.name,
+        edge=models.default_edge,
+        bucket_px=min(BUCKET_PX, models.default_edge // 4),
+        device="cuda" if cuda else "cpu",
+        small=parameters < SMALL_UNET_PARAMETERS,
+        unet_parameters=parameters,
+        linear_layers=tuple(linear),
+        linear_shapes=tuple((module.out_features, module.in_features) for module in linear.values()),
+        memory_bytes=torch.cuda.get_device_properties(models.device).total_memory if cuda else None,
+    )

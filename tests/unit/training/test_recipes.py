@@ -1,0 +1,106 @@
+"""What a recipe becomes for a kind of job and a model, and what it may not say."""
+
+import pytest
+from pydantic import ValidationError
+
+from darkroom.types import TrainRequest
+from service.errors import InvalidOption
+from service.training.estimates import estimate
+from service.training.recipes import filled_in, targeted_layers
+from tests.trainings import NO_DATASET, POCKET, SDXL, a_request
+
+
+def test_nothing_is_left_to_default():
+    recipe = filled_in(TrainRequest(kind="subject", name="x", dataset=NO_DATASET), SDXL).recipe
+    unset = {name for name, value in recipe if value is None}
+    assert unset == {
+        "text_encoder_learning_rate",
+        "snr_gamma",
+        "ema_decay",
+        "repeats",
+    }  # none of it, or as fits
+
+
+def test_a_negative_is_trained_as_in_the_article():
+    request = filled_in(TrainRequest(kind="negative", name="wrong"), SDXL)
+    assert request.instance_prompt == "wrong"
+    assert (request.recipe.rank, request.recipe.alpha, request.recipe.max_train_steps) == (4, 4.0, 500)
+    assert request.recipe.learning_rate == 1e-4
+    assert request.recipe.targets == "attention"
+
+
+def test_what_the_caller_says_is_kept():
+    request = a_request(recipe={"rank": 7, "alpha": 3.5, "train_batch_size": 3, "sample_prompts": ()})
+    recipe = filled_in(request, SDXL).recipe
+    assert (recipe.rank, recipe.alpha, recipe.train_batch_size, recipe.sample_prompts) == (7, 3.5, 3, ())
+
+
+def test_filling_in_twice_changes_nothing():
+    once = filled_in(a_request(class_prompt="a shape"), POCKET)
+    assert filled_in(once, POCKET) == once
+
+
+def test_a_class_prompt_means_prior_preservation():
+    assert filled_in(a_request(class_prompt="a shape"), POCKET).recipe.prior_preservation
+    assert not filled_in(a_request(), POCKET).recipe.prior_preservation
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pointer", "says"),
+    [
+        ({"targets": ("to_kk",)}, "/recipe/targets/0", "did you mean"),
+        ({"rank": 512}, "/recipe/rank", "more than any of the trained layers"),
+        ({"optimizer": "adamw8bit"}, "/recipe/optimizer", "needs CUDA"),
+        ({"mixed_precision": "fp16"}, "/recipe/mixed_precision", "not trained on a CPU"),
+        ({"resolution": 65}, "/recipe/resolution", "no multiple of 16"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_pointer(recipe, pointer, says):
+    with pytest.raises(InvalidOption, match=says) as refused:
+        filled_in(a_request(recipe=recipe), POCKET)
+    assert refused.value.pointer == pointer
+
+
+def test_a_token_that_the_instance_prompt_does_not_say_is_refused():
+    with pytest.raises(InvalidOption, match="learn nothing"):
+        filled_in(a_request("embedding", instance_prompt="a heart"), POCKET)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "subject"},
+        {"kind": "embedding", "dataset": NO_DATASET},
+        {"kind": "subject", "dataset": NO_DATASET, "token": "zorp"},
+        {"kind": "subject", "dataset": NO_DATASET, "recipe": {"learning_rate": float("nan")}},
+        {"kind": "subject", "dataset": NO_DATASET, "recipe": {"rank": 0}},
+        {"kind": "subject", "dataset": NO_DATASET, "recipe": {"prior_preservation": True}},
+        {"kind": "subject", "dataset": NO_DATASET, "recipe": {"learnig_rate": 1e-4}},
+        {"kind": "subject", "dataset": "../etc"},
+    ],
+)
+def test_requests_that_make_no_sense_are_no_requests(wrong):
+    with pytest.raises(ValidationError):
+        TrainRequest.model_validate({"name": "x"} | wrong)
+
+
+def test_targets_are_presets_or_ends_of_names():
+    layers = SDXL.linear_layers
+    assert targeted_layers("attention", layers) == layers[:4]
+    assert targeted_layers("all-linear", layers) == layers
+    assert targeted_layers(("net.2",), layers) == ("down.0.ff.net.2",)
+
+
+def test_sdxl_fits_a_24_gb_card_with_checkpointing():
+    told = estimate(filled_in(a_request(), SDXL), SDXL, picture_count=16)
+    assert told.recipe.gradient_checkpointing
+    assert told.fits
+
+
+def test_what_does_not_fit_is_told_with_advice():
+    request = a_request(
+        recipe={"train_batch_size": 8, "gradient_checkpointing": False, "mixed_precision": "no"}
+    )
+    told = estimate(filled_in(request, SDXL), SDXL, picture_count=16)
+    assert not told.fits
+    assert "set `gradient_checkpointing`" in told.advice
