@@ -10,7 +10,7 @@ export BENTOML_DO_NOT_TRACK = true
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo serve test check format bench gpu bento openapi lock clean setup system
+.PHONY: demo serve test test-slow check format bench gpu bento openapi lock clean setup system
 
 setup: $(READY)
 
@@ -39,6 +39,9 @@ serve: $(READY)  ## the service on http://$(HOST):$(PORT)
 
 test: $(READY) system
 	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## trainings to their end, and what else takes minutes
+	$(BIN)/python -m pytest -m slow
 
 check: $(READY)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ from service.jobs.changes import JobChange, changing
 from service.jobs.errors import LeaseLost
 from service.jobs.rows import finite, get_job
 from service.store.files import hold_off_collection, put_bytes, read_bytes
-from service.store.schema import artifacts
+from service.store.schema import artifacts, jobs
 
 T = TypeVar("T")
 
@@ -55,6 +55,12 @@ class Claim:
         with self._changing() as change:
             change.set(lease_until_ms=change.now_ms + int(self.lease_seconds * 1000))
         return bool(change.row.cancel_requested)
+
+    def end_requested(self) -> bool:
+        """Whether an end of the job was asked for. It reads and does not wait, and takes no notice of other claims."""
+        with self._database.read() as connection:
+            wanted = select(jobs.c.cancel_requested).where(jobs.c.id == self.job.id)
+            return bool(connection.execute(wanted).scalar())
 
     def stage(self, stage: JobStage) -> None:
         self._write(lambda change: change.stage(stage))

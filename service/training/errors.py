@@ -4,12 +4,12 @@ from service.errors import DarkroomError
 
 
 class TrainingDiverged(DarkroomError):
-    """The loss is not a number any more."""
+    """The loss, or its gradient, is not a number any more."""
 
     def __init__(self, step: int) -> None:
         super().__init__(
-            f"the loss of step {step} is not a number; the last checkpoint is kept. Try a third of the learning rate, "
-            "bf16 instead of fp16, or a few warm-up steps"
+            f"the loss of step {step}, or its gradient, is not a number; the last checkpoint is kept. Try a third "
+            "of the learning rate, bf16 instead of fp16, or a few warm-up steps"
         )
         self.step = step
 

@@ -78,7 +78,7 @@ class Training:
         """All steps that are left. `before_step` may wait, or raise to end the training where it is.
 
         Raises:
-            TrainingDiverged: the loss is no number any more; nothing was learnt from that step.
+            TrainingDiverged: the loss or its gradient is no number any more; nothing was learnt from that step.
         """
         while self.step < self.steps:
             before_step()
@@ -88,7 +88,11 @@ class Training:
             for micro in range(self._recipe.gradient_accumulation_steps):
                 loss += self._backward(self.step * self._recipe.gradient_accumulation_steps + micro)
             self._check(loss)
-            self._accelerator.clip_grad_norm_(self._learned.parameters.values(), self._recipe.max_grad_norm)
+            norm = self._accelerator.clip_grad_norm_(
+                self._learned.parameters.values(), self._recipe.max_grad_norm
+            )
+            if self._accelerator.scaler is None:  # it leaves out steps of infinite gradients by itself
+                self._check(norm)
             self._optimizer.step()
             self._optimizer.zero_grad()
             self.step += 1
@@ -158,8 +162,8 @@ class Training:
             group["lr"] = rate * factor
         return float(self._bare.param_groups[0]["lr"])
 
-    def _check(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _check(self, number: float) -> None:
+        if not math.isfinite(number):
             self._optimizer.zero_grad()
             raise TrainingDiverged(self.step + 1)
 

@@ -60,10 +60,10 @@ _SDXL: Final[dict[TrainKind, _Defaults]] = {
     "pivotal": _Defaults(1000, 16, 1e-4, 1e-3, 1, 100),
 }
 _SMALL: Final[dict[TrainKind, _Defaults]] = {
-    "subject": _Defaults(400, 8, 8e-3, 2e-2, 8, 48, "cosine", 20),
+    "subject": _Defaults(400, 16, 4e-3, 2e-2, 8, 48, "cosine", 20),
     "negative": _Defaults(200, 8, 4e-3, 2e-2, 8, 48, "cosine", 20),
     "embedding": _Defaults(200, 4, 1e-3, 5e-2, 8, 48, "cosine", 20),
-    "pivotal": _Defaults(400, 8, 4e-3, 2e-2, 8, 48, "cosine", 20),
+    "pivotal": _Defaults(400, 16, 4e-3, 2e-2, 8, 48, "cosine", 20),
 }
 
 

@@ -16,6 +16,7 @@ from service.jobs.claims import Claim
 from service.jobs.sharing import Turnstile
 from service.jobs.worker import Finished, Stop
 from service.settings import Settings
+from service.training.errors import TrainingTooLarge
 from service.training.model import trained_model
 from service.training.session import Lineage, Session, lineage_text
 
@@ -51,7 +52,13 @@ def trained(settings: Settings, datasets: Datasets, claim: Claim, stop: Stop) ->
             version=__version__,
             wait_turn=_turn(settings, turnstile, stop),
         )
-        return Finished(*session.run())
+        try:
+            return Finished(*session.run())
+        except torch.OutOfMemoryError as exc:
+            raise TrainingTooLarge(
+                "the device ran out of memory. Set `gradient_checkpointing`, a `train_batch_size` of 1, or take a "
+                "smaller `resolution` or `rank`; what was learnt up to the last checkpoint is kept"
+            ) from exc
 
 
 def _loaded(settings: Settings, claim: Claim) -> tuple[Preset, Models]:

@@ -106,7 +106,16 @@ def test_a_damaged_checkpoint_is_told_apart(loaded, damage):
         checkpoint.from_bytes(damage(data))
 
 
-@pytest.mark.parametrize("recipe", [{}, {"alpha": 2.0}, {"use_dora": True}, {"targets": "all-linear"}])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"alpha": 2.0},
+        {"use_dora": True},
+        {"targets": "all-linear"},
+        {"text_encoder_learning_rate": 2e-2},
+    ],
+)
 def test_the_file_draws_the_same_picture_in_stock_diffusers(loaded, recipe):
     request = a_request(recipe={"learning_rate": 2e-2, **recipe})
     training, learned = a_training(loaded, request, EXAMPLES)
@@ -115,6 +124,7 @@ def test_the_file_draws_the_same_picture_in_stock_diffusers(loaded, recipe):
     file = learned.file(training.best_values(), dtype=torch.float32)
     ours, stock, untouched = (_stock() for _ in range(3))
     ours.unet = loaded.unets["base"].eval()
+    ours.text_encoder, ours.text_encoder_2 = loaded.text_encoder.eval(), loaded.text_encoder_2.eval()
     stock.load_lora_weights(load(file))
     drawn = [
         pipeline(
