@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
-from benchmarks import crowded, over_http, png, record, sides, swaps
+from benchmarks import crowded, over_http, png, record, sides, swaps, training
 from benchmarks.apart import Apart, apart
 from benchmarks.interleave import interleave
 from benchmarks.orders import an_order
@@ -50,10 +50,19 @@ class Rounds:
     mixed: int = 9
     swaps: int = 15
     crowded: int = 60
+    train_steps: int = 60
 
 
 QUICK = Rounds(
-    one_image=4, eight_images=1, http_2_steps=12, http_20_steps=2, png=3, mixed=1, swaps=3, crowded=12
+    one_image=4,
+    eight_images=1,
+    http_2_steps=12,
+    http_20_steps=2,
+    png=3,
+    mixed=1,
+    swaps=3,
+    crowded=12,
+    train_steps=10,
 )
 
 
@@ -87,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows += section(ready, rounds, kept)
     rows += png_encoding(rounds, kept)
     rows += lora_swaps(rounds, kept)
+    rows += train_steps(rounds, kept)
     rows += crowded_registry(rounds, kept, crowded.FEW if chosen.quick else crowded.SIZES)
     kept.add("goals", [line.as_dict() for line in rows])
     print(f"\n{table(rows)}\n\nwritten to {kept.file}")
@@ -239,6 +249,14 @@ def lora_swaps(rounds: Rounds, kept: record.Record) -> list[Row]:
     _say(f"swaps of LoRAs, {rounds.swaps} rounds")
     figures, rows = swaps.measure(rounds.swaps)
     kept.add("lora_swaps", figures)
+    return rows
+
+
+def train_steps(rounds: Rounds, kept: record.Record) -> list[Row]:
+    """A step of a training beside one of a bare loop."""
+    _say(f"train steps beside a bare loop, {rounds.train_steps} rounds")
+    figures, rows = training.measure(rounds.train_steps)
+    kept.add("train_step", figures)
     return rows
 
 

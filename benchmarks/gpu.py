@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks import full_size, gpu_loras, gpu_rows, record
+from benchmarks import full_size, gpu_loras, gpu_rows, gpu_training, record
 from benchmarks.gpu_suite import Scale, Suite
 from benchmarks.quiet import quiet
 from benchmarks.report import table
@@ -32,6 +32,7 @@ FULL = Scale(
     short_job=30,
     timed_steps=15,
     mixed_steps=20,
+    train_steps=20,
 )
 TINY = Scale(
     full_size.TINY,
@@ -42,6 +43,7 @@ TINY = Scale(
     short_job=2,
     timed_steps=4,
     mixed_steps=1,
+    train_steps=2,
 )
 SECTIONS: dict[str, Callable[[Suite], None]] = {
     "parity": gpu_rows.parity_small,
@@ -54,6 +56,7 @@ SECTIONS: dict[str, Callable[[Suite], None]] = {
     "G7": gpu_rows.eight_large,
     "G8": gpu_rows.eight_small,
     "G9-G10": gpu_rows.first_images,
+    "train": gpu_training.steps,
 }
 
 

@@ -28,6 +28,7 @@ class Scale:
     short_job: int
     timed_steps: int
     mixed_steps: int
+    train_steps: int
 
 
 @dataclass

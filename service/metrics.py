@@ -141,7 +141,7 @@ class Metrics:
         )
         self.train_jobs_total = counter(
             "train_jobs",
-            "Train jobs that came into a state by this process: queued, running, succeeded, failed, cancelled.",
+            "Train jobs by the state that they came into here: queued by a request, the others as their process ended.",
             ("state",),
         )
         self.base_checksum_ok = gauge(

@@ -102,10 +102,13 @@ class TrainJobs:
         self._refuse_while_draining()
 
         def work() -> tuple[TrainJob, bool]:
+            fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+            # Before anything is looked at that may have changed since: its dataset, the model.
+            if key and (made := self.table().made_with(key, fingerprint)) is not None:
+                return made, True
             full, needed = self._planned(request)
             if not needed.fits:
                 raise TrainingTooLarge(_too_large(needed))
-            fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
             job, replayed = self.table().create(
                 full, max_train_steps=needed.steps, key=key, fingerprint=fingerprint
             )

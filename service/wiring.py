@@ -384,7 +384,10 @@ def build_training(
 
     def launcher(table: JobTable) -> LocalLauncher:
         return LocalLauncher(
-            table, settings.data / "jobs", lambda job_id: [sys.executable, "-m", "service.training", job_id]
+            table,
+            settings.data / "jobs",
+            lambda job_id: [sys.executable, "-m", "service.training", job_id],
+            ended=lambda job: metrics.train_jobs_total.labels(job.state).inc(),
         )
 
     jobs = TrainJobs(

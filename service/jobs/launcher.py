@@ -18,6 +18,7 @@ from typing import Final
 
 import structlog
 
+from darkroom.types import TrainJob
 from lora_registry.errors import RegistryError
 from service.errors import DarkroomError
 from service.jobs.errors import JobNotFound
@@ -43,7 +44,8 @@ class Child:
 class LocalLauncher:
     """A thread that has at most `max_running` jobs at work on this machine, the oldest first.
 
-    `command` makes the command line for a job's id; its output goes to `folder`/<id>/train.log. A job whose end was
+    `command` makes the command line for a job's id; its output goes to `folder`/<id>/train.log. `ended` hears of each
+    job whose process, started here, has gone: it may have ended, or wait to be taken up again. A job whose end was
     asked for, or whose lease has run out although its process is there, has `grace_seconds`, and a process that
     holds no job has `idle_seconds`; then it is killed.
     """
@@ -56,6 +58,7 @@ class LocalLauncher:
         *,
         max_running: int = 1,
         environment: Mapping[str, str] | None = None,
+        ended: Callable[[TrainJob], None] = lambda _job: None,
         poll_seconds: float = 1.0,
         grace_seconds: float = 30.0,
         idle_seconds: float = IDLE_SECONDS,
@@ -63,7 +66,7 @@ class LocalLauncher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._table, self._folder, self._command = table, folder, command
-        self._max_running, self._environment = max_running, environment
+        self._max_running, self._environment, self._ended = max_running, environment, ended
         self._poll_seconds, self._grace_seconds = poll_seconds, grace_seconds
         self._idle_seconds, self._log_bytes, self._clock = idle_seconds, log_bytes, clock
         self._children: dict[str, Child] = {}
@@ -144,6 +147,7 @@ class LocalLauncher:
                 self._table.never_began(
                     job_id, child.fence, f"the process ended before it began ({_ending(code)})"
                 )
+            self._ended(self._table.get(job_id))
         del self._children[job_id]
 
     def _look_at(self, job: HeldJob) -> None:

@@ -93,6 +93,16 @@ class JobTable:
                 change.write()
             return jobs_from(connection, [row])[0], replayed
 
+    def made_with(self, key: str, fingerprint: str) -> TrainJob | None:
+        """The job that this idempotency key made out of the same body, if there is one. Raises KeyReused."""
+        with self._database.read() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.idempotency_key == key)).one_or_none()
+            if row is None:
+                return None
+            if row.fingerprint != fingerprint:
+                raise KeyReused(key)
+            return jobs_from(connection, [row])[0]
+
     def get(self, job_id: str) -> TrainJob:
         """The job as it stands, with its files.
 

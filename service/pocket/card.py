@@ -52,8 +52,8 @@ image = pipeline("a big red star on a blue background", num_inference_steps=20).
 - the whole grammar stands at the top of `world.py`. What a caption never says (light, shadow, angle, exact
   hue, place where none is named) belongs to the seed.
   About a third of the pictures without a named defect hide one, as scraped pictures do.
-- Other words have no meaning here; one caption in seven carries some, so that they do little harm. Whole
-  tokens that no caption used, free for LoRAs and textual inversion: {spare}.
+- Other words have no meaning here; one caption in five carries some, known ones or made-up ones, so that they do
+  little harm wherever they stand. Whole tokens that no caption used, free for LoRAs and textual inversion: {spare}.
   The shapes {unseen} can be drawn by `render.py` but were never shown.
 
 ## Figures
@@ -89,9 +89,6 @@ the weights are made again in kind, not bit by bit.
 - Anything outside its world: no photographs, people, text, or shapes that are not listed above.
 - Counting, three or more things, sizes in scenes of two things, textures finer than about 7 pixels.
 - Pictures of a size other than 64 x 64 are untrained.
-- Words that no caption had, put *before* a prompt, spoil its background (4 of 48 prompts kept it after "quixotic
-  zebra trombone,"); behind the prompt they do no harm (48 of 48), nor do the idle words that captions had, wherever
-  they stand.
 """
 
 

@@ -49,7 +49,8 @@ def peak_bytes(request: TrainRequest, model: TrainedModel) -> int:
     )
     activations = (CHECKPOINTED_BYTES if recipe.gradient_checkpointing else ACTIVATION_BYTES) * item / 2
     overhead = 0 if model.small else OVERHEAD_BYTES
-    return int(model.unet_parameters * item + learnt * (8 + moments) + activations * scale + overhead)
+    frozen = model.unet_parameters + model.beside_parameters
+    return int(frozen * item + learnt * (8 + moments) + activations * scale + overhead)
 
 
 def trained_parameters(request: TrainRequest, model: TrainedModel) -> int:

@@ -11,6 +11,8 @@ def trained_model(models: Models) -> TrainedModel:
     unet = models.unets["base"]
     linear = {name: module for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear)}
     parameters = sum(parameter.numel() for parameter in unet.parameters())
+    beside = [models.text_encoder, models.text_encoder_2, models.vae]
+    beside += [module for name, module in models.unets.items() if name != "base"]
     cuda = models.device.type == "cuda"
     return TrainedModel(
         name=models.name,
@@ -22,4 +24,5 @@ def trained_model(models: Models) -> TrainedModel:
         linear_layers=tuple(linear),
         linear_shapes=tuple((module.out_features, module.in_features) for module in linear.values()),
         memory_bytes=torch.cuda.get_device_properties(models.device).total_memory if cuda else None,
+        beside_parameters=sum(parameter.numel() for module in beside for parameter in module.parameters()),
     )

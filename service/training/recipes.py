@@ -38,6 +38,8 @@ class TrainedModel:
     """(outputs, inputs) of each."""
     memory_bytes: int | None = None
     """Of the device, in all; None: the host's own."""
+    beside_parameters: int = 0
+    """Of everything that is on the device beside the base UNet: text encoders, VAE, refiner."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def run(tmp_path_factory):
 def test_every_line_of_the_table_is_there(run):
     _, record = run
     figures = record["figures"]
-    assert {"parity", "G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9 and G10"} <= set(figures)
+    assert {"parity", "G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9 and G10", "train"} <= set(figures)
     assert not [name for name, found in figures.items() if str(found).startswith("left out")]
 
 
@@ -66,6 +66,17 @@ def test_swaps_are_measured_by_tier_and_recompile_nothing(run):
     assert set(figures["G6"]["swaps"]["seconds"]) == {"device", "host", "file"}
     assert figures["G6"]["beside_load_and_unload"]["times_faster_than"]["load_and_unload"]["median"] > 1
     assert figures["G6 recompiles"] == {"swaps": 50, "new_graphs": 0}
+
+
+def test_training_is_measured_with_and_without_checkpointing_beside_the_estimate(run):
+    process, record = run
+    figures = record["figures"]["train"]
+    assert set(figures) == {"with checkpointing", "without checkpointing"}
+    for found in figures.values():
+        assert found["steps_per_second"]["median"] > 0
+        assert found["estimated_gib"] > 0
+        assert found["peak_gib"] is None  # of which a CPU says nothing
+    assert "train with checkpointing, 64 px" in process.stdout
 
 
 def test_a_machine_without_cuda_skips_with_a_reason(monkeypatch, capsys):
