@@ -376,7 +376,8 @@ def build_training(
     library = DatasetLibrary(lambda: Datasets(connection(), store))
 
     def model() -> TrainedModel:
-        return trained_model(engine().models)
+        device = models.pick_device(settings.training_device) if settings.training_device else None
+        return trained_model(engine().models, device)
 
     def synthesized(request: SynthesizeRequest) -> int:
         filled = synthesis_recipes.filled_in(request, pocket=model().small)

@@ -6,14 +6,18 @@ from service.engine.models import SMALL_UNET_PARAMETERS, Models
 from service.training.recipes import BUCKET_PX, TrainedModel
 
 
-def trained_model(models: Models) -> TrainedModel:
-    """Sizes and layer names, read from the loaded base."""
+def trained_model(models: Models, device: torch.device | None = None) -> TrainedModel:
+    """Sizes and layer names, read from the loaded base; it is to be trained on `device`, by default where it is.
+
+    The memory is what is free there now: a server's own weights are not counted on again.
+    """
+    device = models.device if device is None else device
     unet = models.unets["base"]
     linear = {name: module for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear)}
     parameters = sum(parameter.numel() for parameter in unet.parameters())
     beside = [models.text_encoder, models.text_encoder_2, models.vae]
     beside += [module for name, module in models.unets.items() if name != "base"]
-    cuda = models.device.type == "cuda"
+    cuda = device.type == "cuda"
     return TrainedModel(
         name=models.name,
         edge=models.default_edge,
@@ -23,6 +27,6 @@ def trained_model(models: Models) -> TrainedModel:
         unet_parameters=parameters,
         linear_layers=tuple(linear),
         linear_shapes=tuple((module.out_features, module.in_features) for module in linear.values()),
-        memory_bytes=torch.cuda.get_device_properties(models.device).total_memory if cuda else None,
+        memory_bytes=torch.cuda.mem_get_info(device)[0] if cuda else None,
         beside_parameters=sum(parameter.numel() for module in beside for parameter in module.parameters()),
     )

@@ -37,7 +37,7 @@ class TrainedModel:
     linear_shapes: tuple[tuple[int, int], ...]
     """(outputs, inputs) of each."""
     memory_bytes: int | None = None
-    """Of the device, in all; None: the host's own."""
+    """Free on the device; None: it is the host's own."""
     beside_parameters: int = 0
     """Of everything that is on the device beside the base UNet: text encoders, VAE, refiner."""
 

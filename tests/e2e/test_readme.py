@@ -54,7 +54,7 @@ def test_its_curl_command_leaves_a_picture(url, tmp_path):
 
 
 def test_its_python_code_saves_four_pictures(url, tmp_path):
-    code, _ = blocks("python")
+    code, *_ = blocks("python")
     done = subprocess.run(
         [sys.executable, "-c", at(url, code)], cwd=tmp_path, check=True, capture_output=True, text=True
     )
@@ -63,7 +63,7 @@ def test_its_python_code_saves_four_pictures(url, tmp_path):
 
 
 def test_its_lora_code_publishes_and_uses_what_it_says(url, tmp_path):
-    _, code = blocks("python")
+    _, code, _ = blocks("python")
     (tmp_path / "ink-wash.safetensors").write_bytes(lora_file(1))
     with Darkroom(url) as client:
         client.loras.publish("wrong", io.BytesIO(lora_file(2)))
@@ -72,3 +72,16 @@ def test_its_lora_code_publishes_and_uses_what_it_says(url, tmp_path):
         )
         assert done.stdout.startswith("ink-wash@1 ['unet']")
         assert client.loras.alias("ink-wash", "prod").version == 1
+
+
+def test_its_training_code_publishes_and_uses_what_it_says(url, tmp_path):
+    *_, code = blocks("python")
+    (tmp_path / "pictures").mkdir()
+    for place, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / "pictures" / f"{place}.png")
+    assert '"max_train_steps": 1000' in code
+    short = at(url, code).replace('"max_train_steps": 1000', '"max_train_steps": 1')
+    subprocess.run([sys.executable, "-c", short], cwd=tmp_path, check=True, capture_output=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "contact-sheet.png", "dog.png"}
+    with Darkroom(url) as client:
+        assert client.loras.alias("my-dog", "prod").version == 1

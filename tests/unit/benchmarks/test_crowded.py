@@ -3,12 +3,16 @@
 import json
 from dataclasses import replace
 
+import pytest
 import torch
 
 from benchmarks import cpu, crowded
 from benchmarks.record import Record
 
 SIZES = (10, 20)
+
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_section_asks_services_and_registries_of_every_size(tmp_path):

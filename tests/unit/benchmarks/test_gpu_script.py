@@ -41,6 +41,7 @@ def run(tmp_path_factory):
     return process, json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_every_line_of_the_table_is_there(run):
     _, record = run
     figures = record["figures"]
@@ -48,18 +49,21 @@ def test_every_line_of_the_table_is_there(run):
     assert not [name for name, found in figures.items() if str(found).startswith("left out")]
 
 
+@pytest.mark.slow
 def test_the_engine_is_measured_beside_plain_and_recommended_diffusers(run):
     _, record = run
     sides = {"engine", "plain", "recommended", "recommended_compiled", "engine_compiled"}
     assert set(record["figures"]["G1"]["seconds"]) == sides
 
 
+@pytest.mark.slow
 def test_the_latents_are_those_of_stock_diffusers(run):
     _, record = run
     parity = record["figures"]["parity"]
     assert max(parity["differences"].values()) <= parity["tolerance"]
 
 
+@pytest.mark.slow
 def test_swaps_are_measured_by_tier_and_recompile_nothing(run):
     _, record = run
     figures = record["figures"]
@@ -68,6 +72,7 @@ def test_swaps_are_measured_by_tier_and_recompile_nothing(run):
     assert figures["G6 recompiles"] == {"swaps": 50, "new_graphs": 0}
 
 
+@pytest.mark.slow
 def test_training_is_measured_with_and_without_checkpointing_beside_the_estimate(run):
     process, record = run
     figures = record["figures"]["train"]

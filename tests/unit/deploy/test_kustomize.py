@@ -209,3 +209,17 @@ class TestRendering:
         assert source["secretRef"]["optional"] is False
         secrets = {r["metadata"]["name"] for r in rendered if r["kind"] == "Secret"}
         assert source["secretRef"]["name"] in secrets - {"darkroom-registry"}, "a change would not roll out"
+
+    def test_the_training_component_starts_jobs_where_the_base_has_them_wait(self, tmp_path: Path) -> None:
+        shutil.copytree(DEPLOY / "kustomize", tmp_path / "kustomize")
+        overlay = tmp_path / "kustomize" / "overlays" / "example"
+        blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+        with (overlay / "kustomization.yaml").open("a") as file:
+            file.write(next(block for block in blocks if "components/training" in block))
+        found = []
+        for folder in (EXAMPLE, overlay):
+            (pod,) = (r["spec"]["template"]["spec"] for r in render(folder) if r["kind"] == "Deployment")
+            found.append({entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]})
+        base, training = found
+        assert base["DARKROOM_TRAINING"] == "off"
+        assert training == base | {"DARKROOM_TRAINING": "local", "DARKROOM_GPU_SHARING": "share"}

@@ -57,7 +57,7 @@ class TrainRecipe(Request):
     train_batch_size: Annotated[int, Field(ge=1, le=64)] | None = None
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=128)] = 1
     gradient_checkpointing: bool | None = None
-    """Trade a third of the speed for most of the activations' memory. Default: where it would not fit otherwise."""
+    """Trade a third of the speed for most of the activations' memory. Default: for all but small models."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Of the frozen weights and the arithmetic; what is learnt stays fp32. Default: bf16 on CUDA, else no."""
     resolution: Annotated[int, Field(ge=32, le=2048)] | None = None
