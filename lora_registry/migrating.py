@@ -1,8 +1,9 @@
 """A schema through time, by alembic, which is imported only when there is something to migrate."""
 
+import threading
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, MetaData, Select, column, inspect, select, table, text
 
@@ -10,6 +11,8 @@ from lora_registry.errors import CatalogUnavailable
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+_ONE_AT_A_TIME: Final = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class Migrations:
         from alembic import command
 
         down = revision == "base" or revision < self.current(connection)
-        (command.downgrade if down else command.upgrade)(self.configuration(connection), revision)
+        # alembic keeps the present migration in module globals: two databases must not migrate side by side.
+        with _ONE_AT_A_TIME:
+            (command.downgrade if down else command.upgrade)(self.configuration(connection), revision)
 
     def configuration(self, connection: Connection) -> "Config":
         """What alembic needs to know; its own command line is not used."""
