@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,8 +88,9 @@ def s3() -> Iterator[str]:
     before = dict(os.environ)
     os.environ.update(variables)
     try:
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="loras")
-        yield "s3://loras"
+        bucket = f"loras-{uuid.uuid4().hex}"  # moto keeps what is stored for as long as the process lives
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
+        yield f"s3://{bucket}"
     finally:
         for name in variables:
             os.environ.pop(name)

@@ -94,7 +94,7 @@ class Claim:
         self._write(lambda change: change.event("log", step=change.row.step, message=text))
 
     def put(self, name: str, data: bytes, media_type: str, *, step: int = 0) -> None:
-        """Keep a file with the job, in the place of one that has its name.
+        """Keep a file with the job, in the place of one that has its name. A file of a step shows that it was made.
 
         Raises:
             StorageFull, StorageUnavailable: it is as it was before.
@@ -117,6 +117,7 @@ class Claim:
             }
             change.connection.execute(insert(artifacts), row)
             change.event("artifact", artifact=name, step=step)
+            change.set(step=max(step, change.row.step))
             if not self._files.has(digest, len(data)):  # a collection was at work in between
                 put_bytes(self._files, data)
             point("job.after_artifact")

@@ -144,6 +144,7 @@ def test_the_file_and_its_kohya_form_draw_the_same_picture_in_stock_diffusers(le
     assert np.abs(original - base).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_sigterm_of_the_server_leaves_its_job_waiting_at_a_checkpoint(learned, resumed):
     _, first, _ = resumed
     assert learned.exit_code == 0
@@ -153,6 +154,7 @@ def test_sigterm_of_the_server_leaves_its_job_waiting_at_a_checkpoint(learned, r
     assert 0 < state.step < 60
 
 
+@pytest.mark.slow
 def test_the_next_server_goes_on_with_it_to_one_negative_lora_of_pictures_that_were_made_once(resumed):
     client, first, job = resumed
     assert (job.state, job.lora, job.step, job.attempts) == ("succeeded", "wrong@1", 60, 2)

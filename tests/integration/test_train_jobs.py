@@ -48,7 +48,7 @@ def next_death(shop: Workshop, job_id: str, trainer: Trainer, chance: random.Ran
     return trainer.ended() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_training_that_is_killed_again_and_again_publishes_the_same_file_once(shop, whole, seed):
     job_id, chance, deaths = shop.new(next(names)), random.Random(seed), 0
     # The first death may come before there is anything to go on from, each later one after a step that was new.
@@ -117,7 +117,14 @@ def test_a_job_that_is_cancelled_makes_no_further_step_and_a_retry_goes_on(shop,
     assert shop.logs(job_id) == ["the job's end was asked for", "goes on from step 3"]
 
 
-@pytest.mark.parametrize("moment", ["publish.after_blob", "catalog.commit", "job.after_success"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("publish.after_blob", marks=pytest.mark.slow),
+        pytest.param("catalog.commit", marks=pytest.mark.slow),
+        "job.after_success",
+    ],
+)
 def test_a_death_while_publishing_makes_one_version_and_one_success(shop, whole, moment):
     job_id = shop.new(next(names))
     trainer = shop.begin(job_id, Trap("publishing", f"{moment}=kill"))
