@@ -25,7 +25,7 @@ def workshop() -> Iterator[Workshop]:
 
 @pytest.fixture(scope="module")
 def subject(workshop) -> Trained:
-    """A job on sixteen pictures: the default recipe, but for one checkpoint and fewer class pictures."""
+    """A job on sixteen pictures: all linear layers, min-SNR, one checkpoint, the rest by default."""
     return workshop.train(
         TrainRequest(
             kind="subject",
@@ -33,7 +33,7 @@ def subject(workshop) -> Trained:
             dataset=workshop.dataset(hearts(16)),
             instance_prompt="a heart",
             class_prompt=CLASSES,
-            recipe=TrainRecipe(checkpoint_every=400, num_class_images=40),
+            recipe=TrainRecipe(targets="all-linear", snr_gamma=5.0, checkpoint_every=400),
         )
     )
 
