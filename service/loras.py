@@ -1,35 +1,17 @@
 """The use case of the registry: its blocking calls in threads, uploads and downloads in bounded memory."""
 
-import asyncio
-import threading
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Callable,
-    Generator,
-    Iterator,
-    Sequence,
-)
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 from darkroom.types import Lora, LoraAlias, LoraInspection, LoraPage, LoraVersion, LoraVersionPage
-from lora_registry import Form, Incoming, Inspection, Registry
+from lora_registry import Form, Inspection, Registry
 from lora_registry.errors import AliasConflict, InvalidLora, LoraNotFound
 from lora_registry.refs import check_alias, check_name, check_number
 from service import lora_records
-from service.errors import Draining, TooManyUploads
+from service.blocking import Receiving
 from service.metrics import Metrics
 
-T = TypeVar("T")
-
-THREADS: Final = 4
-PIECE_BYTES: Final = 2**20
-"""What of an upload is in memory before it is written. A server hands on less at a time than a disk likes."""
 ANY: Final = "*"
 MAX_UPLOADS: Final = 8
 """At once. Each may hold a file of 1 GiB on the disk until it is in or given up."""
@@ -55,49 +37,25 @@ class LoraFile:
         return f"{self.version.name}-{self.version.version}{form}.safetensors"
 
 
-class Loras:
-    """The registry for an event loop. It is connected with the first call that needs it, so that a database that is
-    down stops nothing else; each later call tries again.
+class Loras(Receiving[Registry]):
+    """The registry for an event loop.
 
     Every method may raise CatalogUnavailable and StorageUnavailable, beside what it names.
     """
 
     def __init__(self, connect: Callable[[], Registry], metrics: Metrics) -> None:
-        self._connect, self._metrics = connect, metrics
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lora-registry")
-        self._lock = threading.Lock()
-        self._registry: Registry | None = None
-        self._failures = 0
-        self._failure: Exception | None = None
-        self._uploads = 0
-        self._draining = False
+        super().__init__(connect, name="lora-registry", max_uploads=MAX_UPLOADS)
+        self._metrics = metrics
 
     def registry(self) -> Registry:
         """The connected registry, for those who are in a thread of their own. Blocks."""
-        if self._registry is not None:
-            return self._registry
-        failures = self._failures
-        with self._lock:
-            if self._registry is None:
-                # Those who waited for an attempt that failed do not each wait for one of their own.
-                if self._failure is not None and self._failures != failures:
-                    raise self._failure
-                try:
-                    self._registry = self._connect()
-                except Exception as exc:  # handed on to those who wait, and raised
-                    self._failures, self._failure = self._failures + 1, exc
-                    raise
-            return self._registry
-
-    def drain(self) -> None:
-        """Take no new upload from now on."""
-        self._draining = True
+        return self._connected()
 
     def close(self) -> None:
         """Give the database's connections back. What threads have begun, they finish."""
-        self._threads.shutdown(wait=False)
-        if self._registry is not None:
-            self._registry.close()
+        super().close()
+        if self._store is not None:
+            self._store.close()
 
     # In
 
@@ -126,7 +84,7 @@ class Loras:
         if alias is not None:
             check_alias(alias)
         try:
-            async with self._received(pieces) as (registry, incoming):
+            async with self._received(pieces, Registry.receive) as (registry, incoming):
                 record = await self._in_thread(
                     lambda: registry.publish(
                         name,
@@ -148,7 +106,7 @@ class Loras:
     async def inspect(self, pieces: AsyncIterable[bytes]) -> LoraInspection:
         """What intake says about a file; nothing is published. Raises LoraTooLarge, StorageFull, TooManyUploads."""
         try:
-            async with self._received(pieces) as (registry, incoming):
+            async with self._received(pieces, Registry.receive) as (registry, incoming):
                 found = await self._in_thread(lambda: registry.inspect(incoming))
         except InvalidLora as refused:  # by its first bytes
             found = Inspection("refused", refused.reasons, (), "unknown", "unknown", "unknown")
@@ -238,63 +196,6 @@ class Loras:
             return LoraFile(lora_records.version(version), form, export.size_bytes, pieces)
 
         return await self._asked(work)
-
-    async def _pieces(self, pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
-        try:
-            while (piece := await self._in_thread(partial(next, pieces, None))) is not None:
-                yield piece
-        finally:
-            if isinstance(pieces, Generator):  # which holds the file open
-                pieces.close()
-
-    @asynccontextmanager
-    async def _received(self, pieces: AsyncIterable[bytes]) -> AsyncIterator[tuple[Registry, Incoming]]:
-        """All that an upload brings, in a temporary file that is gone afterwards, unless it was published.
-
-        Raises:
-            TooManyUploads, Draining
-        """
-        if self._draining:
-            raise Draining
-        if self._uploads >= MAX_UPLOADS:
-            raise TooManyUploads(MAX_UPLOADS)
-        files = ExitStack()
-        self._uploads += 1
-        try:
-            registry = await self._in_thread(self.registry)
-            incoming = await self._in_thread(lambda: files.enter_context(registry.receive()))
-            async for piece in _gathered(pieces):
-                await self._in_thread(partial(incoming.write, piece))
-            yield registry, incoming
-        finally:
-            self._uploads -= 1
-            await self._in_thread(files.close)
-
-    async def _asked(self, question: Callable[[Registry], T]) -> T:
-        return await self._in_thread(lambda: question(self.registry()))
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """What `work` gives. Whoever is cancelled meanwhile leaves no thread behind that still uses their files."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait({future})
-            if not future.cancelled():
-                future.exception()  # seen, so that it is not reported as lost
-            raise
-
-
-async def _gathered(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in fewer pieces."""
-    held = bytearray()
-    async for piece in pieces:
-        held += piece
-        if len(held) >= PIECE_BYTES:
-            yield bytes(held)
-            held.clear()
-    if held:
-        yield bytes(held)
 
 
 def _expected(registry: Registry, name: str, alias: str, if_match: str | None) -> str | None:

@@ -2,13 +2,11 @@
 
 import asyncio
 import hashlib
-import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import BinaryIO, Final, TypeVar
+from typing import Final
 
 from darkroom.types import (
     Dataset,
@@ -21,7 +19,9 @@ from darkroom.types import (
     TrainJobPage,
     TrainRequest,
 )
-from service.errors import Draining, InvalidOption, InvalidPrompt, TooManyReaders
+from lora_registry.export import original
+from service.blocking import Blocking
+from service.errors import InvalidOption, InvalidPrompt, TooManyReaders
 from service.jobs.changes import ENDED
 from service.jobs.table import JobTable
 from service.metrics import Metrics
@@ -29,15 +29,11 @@ from service.training.errors import TrainingTooLarge
 from service.training.estimates import estimate
 from service.training.recipes import TrainedModel, filled_in
 
-T = TypeVar("T")
-
-THREADS: Final = 4
 POLL_SECONDS: Final = 0.3
 """Between two looks at the table for a reader of events. They are rows, so that any replica can tell of them."""
 EVENTS_AT_ONCE: Final = 500
 MAX_READERS: Final = 200
 """Streams of events at once: each of them looks at the table."""
-PIECE_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True)
@@ -48,10 +44,8 @@ class ArtifactFile:
     pieces: AsyncGenerator[bytes, None] = field(repr=False)
 
 
-class TrainJobs:
-    """Train jobs for an event loop. The table is connected with the first call that needs it, and each later call
-    tries again; what it raises then, every method may raise.
-    """
+class TrainJobs(Blocking[JobTable]):
+    """Train jobs for an event loop. What connecting to the table raises, every method may raise."""
 
     def __init__(
         self,
@@ -67,30 +61,19 @@ class TrainJobs:
         """`model` raises ModelLoading until there is one, `dataset` DatasetNotFound; `synthesized` counts the
         pictures that a synthesis makes; `wake` tells the launcher that there is something to do, from any thread.
         """
-        self._connect = connect
+        super().__init__(connect, name="train-jobs")
         self._model, self._dataset, self._synthesized, self._wake = model, dataset, synthesized, wake
         self._metrics = metrics
         self._poll_seconds = poll_seconds
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="train-jobs")
-        self._lock = threading.Lock()
-        self._connected: JobTable | None = None
-        self._draining = False
         self._readers = 0
 
     def table(self) -> JobTable:
         """The connected table, for those who are in a thread of their own. Blocks."""
-        with self._lock:
-            if self._connected is None:
-                self._connected = self._connect()
-            return self._connected
+        return self._connected()
 
     def drain(self) -> None:
         """Begin no new job, and end all streams of events: another replica goes on with them."""
-        self._draining = True
-
-    def close(self) -> None:
-        """What threads have begun, they finish."""
-        self._threads.shutdown(wait=False)
+        super().drain()
 
     async def create(self, request: TrainRequest, *, key: str = "") -> tuple[TrainJob, bool]:
         """The job that this request is from now on, and whether it was there already, under the same key.
@@ -124,11 +107,11 @@ class TrainJobs:
 
     async def get(self, job_id: str) -> TrainJob:
         """A job as it stands. Raises JobNotFound."""
-        return await self._in_thread(lambda: self.table().get(job_id))
+        return await self._asked(lambda table: table.get(job_id))
 
     async def list(self, *, state: JobState | None = None, limit: int = 50, cursor: str = "") -> TrainJobPage:
         """Jobs, the newest first. Raises InvalidCursor."""
-        return await self._in_thread(lambda: self.table().list(state=state, limit=limit, cursor=cursor))
+        return await self._asked(lambda table: table.list(state=state, limit=limit, cursor=cursor))
 
     async def cancel(self, job_id: str) -> TrainJob:
         """A job that is to end: at once where it waits, else at its next step. Raises JobNotFound."""
@@ -198,8 +181,8 @@ class TrainJobs:
 
     async def open(self, job_id: str, name: str) -> ArtifactFile:
         """A file of a job, to send. Raises JobNotFound, ArtifactNotFound."""
-        artifact, file = await self._in_thread(lambda: self.table().open(job_id, name))
-        return ArtifactFile(artifact, self._pieces(file))
+        artifact, file = await self._asked(lambda table: table.open(job_id, name))
+        return ArtifactFile(artifact, self._pieces(original(file, artifact.size_bytes).pieces))
 
     def _queued(self) -> None:
         """In the thread that has queued a job, which a caller who leaves does not stop."""
@@ -208,11 +191,6 @@ class TrainJobs:
 
     def _batch(self, job_id: str, after: int) -> Sequence[JobEvent]:
         return self.table().events(job_id, after=after, limit=EVENTS_AT_ONCE)
-
-    async def _pieces(self, file: BinaryIO) -> AsyncGenerator[bytes, None]:
-        with file:
-            while piece := await self._in_thread(partial(file.read, PIECE_BYTES)):
-                yield piece
 
     def _planned(self, request: TrainRequest) -> tuple[TrainRequest, TrainEstimate]:
         """The request with its recipe filled in, and what it would need. Blocks."""
@@ -234,21 +212,6 @@ class TrainJobs:
             raise InvalidPrompt(exc.message, position=exc.position, field=where) from exc
         except InvalidOption as exc:
             raise InvalidOption(exc.message, pointer=f"/synthesis{exc.pointer}") from exc
-
-    def _refuse_while_draining(self) -> None:
-        if self._draining:
-            raise Draining
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """What `work` gives. Whoever is cancelled meanwhile leaves no thread behind that still uses their files."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait({future})
-            if not future.cancelled():
-                future.exception()  # seen, so that it is not reported as lost
-            raise
 
 
 def _check_captions(request: TrainRequest, dataset: Dataset) -> None:

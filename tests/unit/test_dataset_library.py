@@ -8,7 +8,8 @@ import pytest
 import dataset_files as files
 from dataset_files import form, png, zipped
 from lora_registry.errors import CatalogUnavailable
-from service.dataset_library import MAX_UPLOADS, PIECE_BYTES, DatasetLibrary
+from service.blocking import PIECE_BYTES
+from service.dataset_library import MAX_UPLOADS, DatasetLibrary
 from service.datasets.errors import DatasetNotFound, DatasetTooLarge, InvalidArchive
 from service.datasets.incoming import Incoming
 from service.errors import Draining, InvalidOption, TooManyUploads

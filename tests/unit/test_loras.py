@@ -18,8 +18,9 @@ from lora_registry.errors import (
     LoraNotFound,
     VersionExists,
 )
+from service.blocking import PIECE_BYTES
 from service.errors import TooManyUploads
-from service.loras import MAX_UPLOADS, PIECE_BYTES, Loras
+from service.loras import MAX_UPLOADS, Loras
 from service.metrics import Metrics
 from unit.lora_registry.makers import pocket
 
