@@ -1,6 +1,6 @@
 """The routes of datasets: pictures with captions to learn from."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -8,10 +8,11 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from darkroom.types import Dataset, DatasetPage, SynthesizeRequest
 from darkroom.types.datasets import MAX_CAPTION_CHARACTERS, MAX_PICTURES
 from service.api import uploads
+from service.api.files import Cursor, Limit, body_of
 from service.api.in_flight import InFlight
 from service.api.refusals import UnsupportedMediaType
 from service.datasets import forms
-from service.datasets.datasets import MAX_LIMIT, MAX_NAME_CHARACTERS
+from service.datasets.datasets import MAX_NAME_CHARACTERS
 from service.datasets.intake import Invalid
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def router(components: Callable[[], "Components"], in_flight: InFlight) -> APIRo
             raise UnsupportedMediaType("the `Content-Type` of a form names its boundary, of 70 bytes at most")
         library = components().dataset_library
         uploaded = library.upload(
-            _body(request), boundary=boundary, prompt=prompt, invalid=invalid, name=name
+            body_of(request), boundary=boundary, prompt=prompt, invalid=invalid, name=name
         )
         return _made(await in_flight.run(uploaded, uploads.silence))
 
@@ -121,8 +122,8 @@ def router(components: Callable[[], "Components"], in_flight: InFlight) -> APIRo
 
     @routes.get("", operation_id="list_datasets", summary="Datasets, the newest first")
     async def find(
-        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="The most to give at once.")] = 50,
-        cursor: Annotated[str, Query(max_length=400, description="`next_cursor` of the page before.")] = "",
+        limit: Limit = 50,
+        cursor: Cursor = "",
     ) -> DatasetPage:
         return await components().dataset_library.list(limit=limit, cursor=cursor)
 
@@ -145,11 +146,6 @@ def router(components: Callable[[], "Components"], in_flight: InFlight) -> APIRo
         await components().dataset_library.delete(id)
 
     return routes
-
-
-async def _body(request: Request) -> AsyncIterator[bytes]:
-    async for piece in request.stream():
-        yield piece
 
 
 def _made(dataset: Dataset) -> Response:

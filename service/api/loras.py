@@ -1,11 +1,9 @@
 """The routes of the LoRA registry."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from starlette.responses import StreamingResponse
 
 from darkroom.types import (
     Lora,
@@ -19,12 +17,10 @@ from darkroom.types import (
 )
 from darkroom.types.loras import MAX_VERSION
 from service.api import conditions, uploads
-from service.api.answer import Receive, Send
-from service.api.exchange import Scope
+from service.api.files import Cursor, FileStream, Limit, body_of
 from service.api.in_flight import InFlight
 from service.loras import LoraFile, Loras
 
-MAX_LIMIT: Final = 200
 FILE_TYPE: Final = "application/octet-stream"
 
 _AWAY: Final = "The registry's database or storage is away; `Retry-After` says when to try again."
@@ -58,8 +54,6 @@ PROBLEMS: Final[dict[str, dict[int, str]]] = {
 Name = Annotated[str, Path(description="Of the LoRA.")]
 AliasName = Annotated[str, Path(description="Name of the alias.")]
 Number = Annotated[int, Path(ge=1, le=MAX_VERSION, description="Number of the version.")]
-Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="The most to give at once.")]
-Cursor = Annotated[str, Query(max_length=400, description="`next_cursor` of the page before.")]
 Part = Annotated[str, Query(max_length=200, description="Part of what is searched for, in any case.")]
 Words = Annotated[list[str], Query(max_length=32)]
 IfMatch = Annotated[str | None, Header(description="`ETag` that the alias must have, or `*`: any.")]
@@ -114,12 +108,12 @@ def router(loras: Callable[[], Loras], in_flight: InFlight) -> APIRouter:
         ] = "",
     ) -> Response:
         if dry_run:
-            found = await in_flight.run(loras().inspect(_body(request)), uploads.silence)
+            found = await in_flight.run(loras().inspect(body_of(request)), uploads.silence)
             return _json(found.model_dump_json())
         published = await in_flight.run(
             loras().publish(
                 name,
-                _body(request),
+                body_of(request),
                 number=version,
                 alias=alias,
                 triggers=trigger,
@@ -188,7 +182,7 @@ def router(loras: Callable[[], Loras], in_flight: InFlight) -> APIRouter:
         },
     )
     async def download(name: Name, version: Number, form: LoraForm = "original") -> Response:
-        return FileStream(await loras().open(f"{name}@{version}", form))
+        return _file(await loras().open(f"{name}@{version}", form))
 
     @routes.delete(
         "/loras/{name}/versions/{version}",
@@ -241,26 +235,13 @@ def router(loras: Callable[[], Loras], in_flight: InFlight) -> APIRouter:
     return routes
 
 
-class FileStream(StreamingResponse):
-    """A file, read while it is sent, and closed whoever ends it."""
-
-    def __init__(self, file: LoraFile) -> None:
-        headers = {
-            "Content-Length": str(file.size_bytes),
-            "Content-Disposition": f'attachment; filename="{file.file_name}"',
-            "ETag": conditions.etag(file.etag),
-        }
-        super().__init__(file.pieces, headers=headers, media_type=FILE_TYPE)
-        self._pieces = file.pieces
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._pieces):
-            await super().__call__(scope, receive, send)
-
-
-async def _body(request: Request) -> AsyncIterator[bytes]:
-    async for piece in request.stream():
-        yield piece
+def _file(file: LoraFile) -> FileStream:
+    headers = {
+        "Content-Length": str(file.size_bytes),
+        "Content-Disposition": f'attachment; filename="{file.file_name}"',
+        "ETag": conditions.etag(file.etag),
+    }
+    return FileStream(file.pieces, headers, FILE_TYPE)
 
 
 def _json(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:

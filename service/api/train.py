@@ -1,11 +1,9 @@
 """The routes of train jobs."""
 
 from collections.abc import Callable
-from contextlib import aclosing
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from starlette.responses import StreamingResponse
 
 from darkroom.types import (
     JobEvent,
@@ -17,13 +15,12 @@ from darkroom.types import (
     TrainRequest,
 )
 from service.api import conditions, exchange, negotiation
-from service.api.answer import Receive, Send
+from service.api.files import Cursor, FileStream, Limit
 from service.api.in_flight import InFlight
 from service.api.refusals import NotAcceptable
 from service.api.train_stream import HEARTBEAT_SECONDS, JobEventStream
 from service.train_jobs import EVENTS_AT_ONCE, ArtifactFile, TrainJobs
 
-MAX_LIMIT: Final = 200
 REPLAYED: Final = "Idempotent-Replayed"
 
 _AWAY: Final = "The database is away; `Retry-After` says when to try again."
@@ -109,8 +106,8 @@ def router(
     @routes.get("", operation_id="list_train_jobs", summary="Jobs, the newest first")
     async def find(
         state: Annotated[JobState | None, Query(description="Only those in this state.")] = None,
-        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="The most to give at once.")] = 50,
-        cursor: Annotated[str, Query(max_length=400, description="`next_cursor` of the page before.")] = "",
+        limit: Limit = 50,
+        cursor: Cursor = "",
     ) -> TrainJobPage:
         return await jobs().list(state=state, limit=limit, cursor=cursor)
 
@@ -174,7 +171,7 @@ def router(
     async def artifact(
         job_id: JobId, name: Annotated[str, Path(max_length=200, description="Of the file.")]
     ) -> Response:
-        return ArtifactStream(await jobs().open(job_id, name))
+        return _file(await jobs().open(job_id, name))
 
     @routes.delete(
         "/{job_id}",
@@ -197,22 +194,13 @@ def router(
     return routes
 
 
-class ArtifactStream(StreamingResponse):
-    """A file of a job, read while it is sent, and closed whoever ends it."""
-
-    def __init__(self, file: ArtifactFile) -> None:
-        artifact = file.artifact
-        headers = {
-            "Content-Length": str(artifact.size_bytes),
-            "ETag": conditions.etag(artifact.digest),
-            "X-Content-Type-Options": "nosniff",
-        }
-        super().__init__(file.pieces, headers=headers, media_type=artifact.media_type)
-        self._pieces = file.pieces
-
-    async def __call__(self, scope: exchange.Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._pieces):
-            await super().__call__(scope, receive, send)
+def _file(file: ArtifactFile) -> FileStream:
+    headers = {
+        "Content-Length": str(file.artifact.size_bytes),
+        "ETag": conditions.etag(file.artifact.digest),
+        "X-Content-Type-Options": "nosniff",
+    }
+    return FileStream(file.pieces, headers, file.artifact.media_type)
 
 
 def _stream_content() -> dict[str, object]:

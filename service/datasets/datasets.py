@@ -4,17 +4,14 @@ It blocks on disks, databases and stores: call it from a thread. One object serv
 share one database and one store.
 """
 
-import base64
-import binascii
 import json
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Row, and_, or_, select, update
+from sqlalchemy import Row, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from darkroom.types.datasets import (
@@ -28,13 +25,14 @@ from darkroom.types.datasets import (
 )
 from lora_registry.blobs import Blobs
 from lora_registry.database import Database
-from lora_registry.errors import InvalidCursor
+from lora_registry.rows import moment
 from service.datasets import contents
 from service.datasets.contents import Entry, digest_of
 from service.datasets.errors import DatasetNotFound, EmptyDataset, InvalidArchive, PictureNotFound
 from service.datasets.incoming import Incoming, unnamed
 from service.datasets.intake import Intake, Invalid
 from service.errors import InvalidOption
+from service.store.cursors import before, cursor_at
 from service.store.files import hold_off_collection, put_bytes, read_bytes
 from service.store.schema import datasets
 
@@ -158,28 +156,22 @@ class Datasets:
         limit = min(max(limit, 1), MAX_LIMIT)
         statement = select(*_SUMMARY).where(datasets.c.deleted_ms.is_(None))
         if cursor:
-            created_ms, digest = _read_cursor(cursor)
-            statement = statement.where(
-                or_(
-                    datasets.c.created_ms < created_ms,
-                    and_(datasets.c.created_ms == created_ms, datasets.c.digest < digest),
-                )
-            )
+            statement = statement.where(before(cursor, datasets.c.created_ms, datasets.c.digest))
         statement = statement.order_by(datasets.c.created_ms.desc(), datasets.c.digest.desc())
         with self._database.read() as connection:
             rows = connection.execute(statement.limit(limit + 1)).all()
-        more = len(rows) > limit
         items = [
             DatasetSummary(
                 id=f"sha256:{row.digest}",
                 name=row.name,
                 picture_count=row.picture_count,
                 size_bytes=row.size_bytes,
-                created_at=_moment(row.created_ms),
+                created_at=moment(row.created_ms),
             )
             for row in rows[:limit]
         ]
-        return DatasetPage(items=items, next_cursor=_cursor(items[-1]) if more else "")
+        last = rows[limit - 1] if len(rows) > limit else None
+        return DatasetPage(items=items, next_cursor=cursor_at(last.created_ms, last.digest) if last else "")
 
     def open_picture(self, id: str, which: int | str) -> bytes:
         """The PNG of one picture, by its place (from 0) or by its digest.
@@ -277,7 +269,7 @@ class Datasets:
             size_bytes=row.size_bytes,
             faults=[DatasetFault.model_validate(fault) for fault in json.loads(row.faults)],
             synthesis=_synthesis_in(row.synthesis),
-            created_at=_moment(row.created_ms),
+            created_at=moment(row.created_ms),
         )
 
     def _now_ms(self) -> int:
@@ -312,23 +304,3 @@ def _hex(id: str) -> str:
 def _size_of(png: bytes) -> tuple[int, int]:
     """Width and height, where the PNG specification has them: behind the signature and the head of IHDR."""
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
-
-
-def _moment(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-def _cursor(last: DatasetSummary) -> str:
-    created_ms = round(last.created_at.timestamp() * 1000)
-    return base64.urlsafe_b64encode(f"{created_ms}.{_hex(last.id)}".encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> tuple[int, str]:
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
-    except (ValueError, binascii.Error):
-        text = ""
-    found = re.fullmatch(r"([0-9]{1,15})\.([0-9a-f]{64})", text)
-    if found is None:
-        raise InvalidCursor("the cursor is not one of this list; begin without one")
-    return int(found[1]), found[2]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO, Final
 
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import Row, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from darkroom.types import (
@@ -35,7 +35,7 @@ from service.jobs.changes import ENDED, JobChange, changing
 from service.jobs.claims import Claim
 from service.jobs.errors import ArtifactNotFound, JobNotFound, JobNotRetryable, KeyReused, NotClaimable
 from service.jobs.rows import artifact_from, event_from, get_job, jobs_from
-from service.store.cursors import cursor_at, read_cursor
+from service.store.cursors import before, cursor_at
 from service.store.files import begin_collection
 from service.store.schema import artifacts, events, jobs
 
@@ -85,9 +85,9 @@ class JobTable:
             replayed = connection.execute(statement).one_or_none() is None
             which = jobs.c.idempotency_key == key if replayed else jobs.c.id == values["id"]
             row = connection.execute(select(jobs).where(which)).one()
-            if replayed and row.fingerprint != (fingerprint or None):
-                raise KeyReused(key)
-            if not replayed:
+            if replayed:
+                _check_same(row, key, fingerprint)
+            else:
                 change = JobChange(connection, row, now)
                 change.event("state", state="queued")
                 change.write()
@@ -99,8 +99,7 @@ class JobTable:
             row = connection.execute(select(jobs).where(jobs.c.idempotency_key == key)).one_or_none()
             if row is None:
                 return None
-            if row.fingerprint != fingerprint:
-                raise KeyReused(key)
+            _check_same(row, key, fingerprint)
             return jobs_from(connection, [row])[0]
 
     def get(self, job_id: str) -> TrainJob:
@@ -122,7 +121,7 @@ class JobTable:
         if state is not None:
             statement = statement.where(jobs.c.state == state)
         if cursor:
-            statement = statement.where(_before(*read_cursor(cursor)))
+            statement = statement.where(before(cursor, jobs.c.created_ms, jobs.c.id))
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
             items = jobs_from(connection, rows[:limit])
@@ -324,6 +323,11 @@ _PROCESS_DIED: Final = Problem(
 )
 
 
+def _check_same(row: Row[Any], key: str, fingerprint: str) -> None:
+    if row.fingerprint != (fingerprint or None):
+        raise KeyReused(key)
+
+
 def _fresh_row(request: TrainRequest, max_train_steps: int, now_ms: int) -> dict[str, Any]:
     return {
         "id": f"job-{secrets.token_hex(10)}",
@@ -345,7 +349,3 @@ def _fresh_row(request: TrainRequest, max_train_steps: int, now_ms: int) -> dict
         "next_event": 1,
         "created_ms": now_ms,
     }
-
-
-def _before(created_ms: int, job_id: str) -> ColumnElement[bool]:
-    return or_(jobs.c.created_ms < created_ms, and_(jobs.c.created_ms == created_ms, jobs.c.id < job_id))

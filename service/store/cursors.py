@@ -4,6 +4,8 @@ import base64
 import binascii
 import json
 
+from sqlalchemy import Column, ColumnElement, and_, or_
+
 from lora_registry.errors import InvalidCursor
 
 
@@ -22,3 +24,9 @@ def read_cursor(text: str) -> tuple[int, str]:
     if type(created_ms) is not int or type(key) is not str or not 0 <= created_ms < 2**62 or "\0" in key:
         raise InvalidCursor("the cursor is not one that this service gave out; begin without one")
     return created_ms, key
+
+
+def before(cursor: str, created_ms: Column[int], key: Column[str]) -> ColumnElement[bool]:
+    """The rows of the page that the cursor leads to, of a list with the newest first. Raises InvalidCursor."""
+    moment, last = read_cursor(cursor)
+    return or_(created_ms < moment, and_(created_ms == moment, key < last))

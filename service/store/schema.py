@@ -17,14 +17,9 @@ from sqlalchemy import (
     Text,
 )
 
-metadata: Final = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+from lora_registry.schema import NAMING
+
+metadata: Final = MetaData(naming_convention=NAMING)
 
 datasets: Final = Table(
     "datasets",
