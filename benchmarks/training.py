@@ -18,10 +18,11 @@ from benchmarks.report import Row, row
 from darkroom.types import TrainRequest
 from service.engine import models, presets
 from service.engine.models import Models
-from service.training.data import Curriculum, Example, Latents
+from service.training.data import Curriculum, Example
 from service.training.learned import Learned
 from service.training.loop import Training
 from service.training.model import trained_model
+from service.training.prepared import prepare
 from service.training.recipes import ATTENTION, TrainedModel, filled_in
 from service.training.text import Captions, FrozenCaptions
 
@@ -127,31 +128,8 @@ def ready(loaded: Models, request: TrainRequest, examples: Sequence[Example]) ->
     """As a train job does it: latents and embeddings are made here, once."""
     model = trained_model(loaded)
     request = filled_in(request, model)
-    recipe = request.recipe
-    assert recipe.resolution is not None
-    assert recipe.train_batch_size is not None
-    curriculum = Curriculum(
-        examples,
-        resolution=recipe.resolution,
-        bucket_px=model.bucket_px,
-        aspect_buckets=recipe.aspect_buckets,
-        random_crop=recipe.random_crop,
-        random_flip=recipe.random_flip,
-        repeats=1,
-        batch_size=recipe.train_batch_size,
-        seed=recipe.seed,
-    )
-    learned = Learned(loaded, request, model.linear_layers)
-    training = Training(
-        loaded,
-        learned,
-        curriculum,
-        Latents(loaded.vae, curriculum, lambda: None),
-        FrozenCaptions(Captions(loaded)),
-        recipe,
-        fingerprint="a benchmark",
-    )
-    return Ready(training, learned, curriculum, loaded, request, model)
+    made = prepare(loaded, model, request, examples, fingerprint="a benchmark")
+    return Ready(made.training, made.learned, made.curriculum, loaded, request, model)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from service import __version__
 from service.datasets.datasets import Datasets
 from service.engine import models, presets
 from service.engine.models import Models
+from service.images import encode_png
 from service.jobs.worker import Stop
 from service.pocket import world
 from service.pocket.measure import Reading, read
@@ -28,7 +29,6 @@ from service.store import database, files
 from service.training.model import trained_model
 from service.training.recipes import filled_in
 from service.training.session import Lineage, Session
-from service.training.sheets import png
 from service.training.studio import Studio
 from service.wiring import base_model
 
@@ -163,7 +163,7 @@ def hearts(count: int, *, seed: int = 5) -> list[tuple[str, bytes, str]]:
         thing = replace(scene.things[0], shape="heart", style="plain")
         (picture,) = render([replace(scene, things=(thing,))])
         pixels = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        found.append((f"{place:02d}.png", png(pixels), heart_prompt(thing.colour, scene.background)))
+        found.append((f"{place:02d}.png", encode_png(pixels), heart_prompt(thing.colour, scene.background)))
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from darkroom.types import GenerateRequest, LoraReceipt, LoraUse
 from lora_registry import LoraVersion
-from service.engine.loras.tokens import is_said
+from service.engine.loras.words import is_said
 from service.engine.models import Models
 from service.engine.orders import LoraOrder
 from service.engine.prompts import ParsedPrompt

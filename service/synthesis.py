@@ -8,6 +8,7 @@ from typing import Final
 from darkroom.types.datasets import Dataset, DatasetFault, SynthesizeRequest
 from service.dataset_library import DatasetLibrary
 from service.datasets.recipes import PlannedPicture, filled_in, planned
+from service.engine import presets
 from service.engine.engine import Engine
 from service.errors import Overloaded, UnusableImage
 from service.generation import Generation
@@ -37,7 +38,7 @@ class Synthesis:
 
     def filled_in(self, request: SynthesizeRequest) -> SynthesizeRequest:
         """The request with every default for the resident model. Raises InvalidOption, ModelLoading, EngineStopped."""
-        return filled_in(request, pocket=self._engine().models.name == "pocket")
+        return filled_in(request, pocket=self._engine().models.name == presets.POCKET.name)
 
     async def synthesize(self, request: SynthesizeRequest, progress: Told | None = None) -> Dataset:
         """The dataset of this request, once all its pictures are made; cancelling frees the device at once.

@@ -21,6 +21,7 @@ from darkroom.types import (
 )
 from lora_registry.export import original
 from service.blocking import Blocking
+from service.engine.loras.words import is_said
 from service.errors import InvalidOption, InvalidPrompt, TooManyReaders
 from service.jobs.changes import ENDED
 from service.jobs.table import JobTable
@@ -230,16 +231,12 @@ def _check_captions(request: TrainRequest, dataset: Dataset) -> None:
             pointer="/instance_prompt",
         )
     token = request.token
-    if token is not None and not mute and not any(_says(p.caption, token) for p in dataset.pictures):
+    if token is not None and not mute and not any(is_said(token, p.caption) for p in dataset.pictures):
         raise InvalidOption(
             f"every picture has a caption and none says '{token}', so nothing would be learnt of it; write it into "
             "the captions, or leave them out and give an `instance_prompt`",
             pointer="/token",
         )
-
-
-def _says(caption: str, token: str) -> bool:
-    return token.casefold() in caption.casefold()
 
 
 def _too_large(needed: TrainEstimate) -> str:

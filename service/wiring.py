@@ -15,7 +15,7 @@ from typing import get_args
 import structlog
 import torch
 
-from darkroom.types import ImageFormat, Limits, ModelInfo, SchedulerName, ServiceInfo, SynthesizeRequest
+from darkroom.types import ImageFormat, Limits, ModelInfo, SchedulerName, ServiceInfo
 from darkroom.types import generate as limits
 from darkroom.types.loras import MAX_LORAS
 from lora_registry import BaseModel, Registry, families
@@ -26,8 +26,8 @@ from service import __version__
 from service.adapters import Adapters
 from service.blending import Blending
 from service.dataset_library import DatasetLibrary
-from service.datasets import recipes as synthesis_recipes
 from service.datasets.datasets import Datasets
+from service.datasets.recipes import planned
 from service.engine import canary, memory, models, presets
 from service.engine.engine import Engine
 from service.engine.guard import Guard
@@ -374,14 +374,11 @@ def build_training(
 
     store = files.files(settings.blobs, settings.data)
     library = DatasetLibrary(lambda: Datasets(connection(), store))
+    synthesis = Synthesis(generation, library, engine)
 
     def model() -> TrainedModel:
         device = models.pick_device(settings.training_device) if settings.training_device else None
         return trained_model(engine().models, device)
-
-    def synthesized(request: SynthesizeRequest) -> int:
-        filled = synthesis_recipes.filled_in(request, pocket=model().small)
-        return len(synthesis_recipes.planned(filled))
 
     def launcher(table: JobTable) -> LocalLauncher:
         return LocalLauncher(
@@ -395,14 +392,14 @@ def build_training(
         lambda: JobTable(connection(), store),
         model=model,
         dataset=lambda id: library.datasets().get(id),
-        synthesized=synthesized,
+        synthesized=lambda request: len(planned(synthesis.filled_in(request))),
         wake=lambda: launching.wake() if launching is not None else None,
         metrics=metrics,
     )
     launching = Launching(jobs.table, launcher) if settings.training == "local" else None
     return Training(
         library,
-        Synthesis(generation, library, engine),
+        synthesis,
         jobs,
         launching,
         sharing,

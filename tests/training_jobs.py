@@ -28,6 +28,7 @@ from diffusers import StableDiffusionXLPipeline  # noqa: F401
 import service.training.trainer  # noqa: F401
 import trainings
 from darkroom.types import Dataset, JobEvent, TrainJob
+from examples.training import hearts
 from lora_registry import LoraVersion, Registry, faults
 from processes import ROOT, environment, until
 from service.datasets.datasets import Datasets
@@ -225,7 +226,7 @@ def workshop(data: Path) -> Iterator[Workshop]:
         forkserver.ensure_running()
     connected = database.connect(database.location("", data))
     store = files.files("", data)
-    dataset = Datasets(connected, store).add_pictures(trainings.hearts(6))
+    dataset = Datasets(connected, store).add_pictures(hearts(6))
     made = Workshop(data, JobTable(connected, store), connected, dataset)
     try:
         yield made

@@ -57,13 +57,9 @@ def trained_parameters(request: TrainRequest, model: TrainedModel) -> int:
     """How many numbers the LoRA of the UNet has."""
     if request.kind == "embedding":
         return 0
-    chosen = set(targeted_layers(request.recipe.targets, model.linear_layers))
     rank = request.recipe.rank or 0
-    return sum(
-        rank * sum(shape)
-        for layer, shape in zip(model.linear_layers, model.linear_shapes, strict=True)
-        if layer in chosen
-    )
+    layers = targeted_layers(request.recipe.targets, model.linear_layers)
+    return sum(rank * sum(model.linear_layers[layer]) for layer in layers)
 
 
 def _advice(request: TrainRequest) -> list[str]:

@@ -2,6 +2,7 @@
 
 import torch
 
+from service.engine import presets
 from service.engine.models import SMALL_UNET_PARAMETERS, Models
 from service.training.recipes import BUCKET_PX, TrainedModel
 
@@ -25,8 +26,8 @@ def trained_model(models: Models, device: torch.device | None = None) -> Trained
         device="cuda" if cuda else "cpu",
         small=parameters < SMALL_UNET_PARAMETERS,
         unet_parameters=parameters,
-        linear_layers=tuple(linear),
-        linear_shapes=tuple((module.out_features, module.in_features) for module in linear.values()),
+        linear_layers={name: (module.out_features, module.in_features) for name, module in linear.items()},
+        is_pocket=models.name == presets.POCKET.name,
         memory_bytes=torch.cuda.mem_get_info(device)[0] if cuda else None,
         beside_parameters=sum(parameter.numel() for module in beside for parameter in module.parameters()),
     )

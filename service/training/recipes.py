@@ -6,12 +6,13 @@ on (rate 1e-4, rank 4 to 32, batch 1 with accumulation); of a small model, sweep
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from darkroom.types import TrainKind, TrainRequest
 from darkroom.types.train import LrScheduler
+from service.engine.loras.words import is_said
 from service.errors import InvalidOption
 
 ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")
@@ -32,12 +33,12 @@ class TrainedModel:
     small: bool
     """Small enough that a step takes a fraction of a second on a CPU, like the pocket model."""
     unet_parameters: int
-    linear_layers: tuple[str, ...]
-    """Of the base UNet, by their full names."""
-    linear_shapes: tuple[tuple[int, int], ...]
-    """(outputs, inputs) of each."""
+    linear_layers: Mapping[str, tuple[int, int]]
+    """(outputs, inputs) of each of the base UNet, by their full names."""
     memory_bytes: int | None = None
     """Free on the device; None: it is the host's own."""
+    is_pocket: bool = False
+    """It is the embedded model, which knows its own world and nothing else."""
     beside_parameters: int = 0
     """Of everything that is on the device beside the base UNet: text encoders, VAE, refiner."""
 
@@ -118,7 +119,7 @@ def filled_in(request: TrainRequest, model: TrainedModel) -> TrainRequest:
     return request.model_copy(update={"recipe": full, "instance_prompt": instance_prompt})
 
 
-def targeted_layers(targets: str | Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
+def targeted_layers(targets: str | Sequence[str], layers: Collection[str]) -> tuple[str, ...]:
     """The full names of the linear layers that `targets` means: a preset, or ends of names.
 
     Raises:
@@ -162,15 +163,7 @@ def _check(request: TrainRequest, model: TrainedModel) -> None:
             f"{recipe.resolution} px is no multiple of {model.bucket_px}", pointer="/recipe/resolution"
         )
     targets = () if request.kind == "embedding" else targeted_layers(recipe.targets, model.linear_layers)
-    chosen = set(targets)
-    largest = max(
-        (
-            min(shape)
-            for layer, shape in zip(model.linear_layers, model.linear_shapes, strict=True)
-            if layer in chosen
-        ),
-        default=0,
-    )
+    largest = max((min(model.linear_layers[layer]) for layer in targets), default=0)
     if recipe.rank is not None and targets and recipe.rank > largest:
         raise InvalidOption(
             f"a rank of {recipe.rank} is more than any of the trained layers has ({largest}); "
@@ -189,7 +182,7 @@ def _check_token(request: TrainRequest) -> None:
     token = request.token
     if token is None or request.instance_prompt is None:
         return
-    if token.casefold() not in request.instance_prompt.casefold():
+    if not is_said(token, request.instance_prompt):
         raise InvalidOption(
             f"the instance prompt does not say '{token}', so its vectors would learn nothing",
             pointer="/instance_prompt",

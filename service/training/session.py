@@ -20,20 +20,22 @@ from darkroom.types import Dataset, DatasetPicture, GenerateRequest, Refiner, Sy
 from lora_registry import BaseModel
 from service.datasets import recipes as synthesis
 from service.engine.models import Models
+from service.images import encode_png
 from service.jobs.worker import Stopped
 from service.training import checkpoint as checkpoints
-from service.training.data import Curriculum, Example, Latents
+from service.training.data import Example
 from service.training.errors import NothingToLearn
 from service.training.learned import Learned
 from service.training.loop import StepDone, Training
 from service.training.objective import Objective
+from service.training.prepared import Prepared, prepare
 from service.training.recipes import TrainedModel
 from service.training.report import Report, Stop
 from service.training.samples import sample
-from service.training.sheets import loss_curve, png
+from service.training.sheets import loss_curve
 from service.training.studio import Studio, as_tensor
 from service.training.study import Candidate, Errors, Studied, study
-from service.training.text import Captions, FrozenCaptions
+from service.training.text import Captions
 
 STATE: Final = "state.safetensors"
 CLASS_PICTURES: Final = "class-pictures.safetensors"
@@ -53,6 +55,8 @@ class Pictures(Protocol):
         synthesis: SynthesizeRequest | None = None,
         model: str = "",
     ) -> Dataset: ...
+
+    def made_by(self, synthesis: SynthesizeRequest, model: str) -> Dataset | None: ...
 
     def get(self, id: str) -> Dataset: ...
 
@@ -137,19 +141,23 @@ class Session:
 
     def _synthesized(self) -> Dataset:
         asked = self._request.synthesis or SynthesizeRequest(recipe="wrong")
-        filled = synthesis.filled_in(asked, pocket=self._model.small)
+        filled = synthesis.filled_in(asked, pocket=self._model.is_pocket)
+        found = self._pictures.made_by(filled, self._models.fingerprint)
+        made = self._drawn(filled) if found is None else found
+        self._report.dataset_made(made.id)
+        return made
+
+    def _drawn(self, filled: SynthesizeRequest) -> Dataset:
         plan = synthesis.planned(filled)
         self._report.log(f"making {len(plan)} pictures to learn from")
         with Studio.opened(self._models, self._base, self._stop) as studio:
             drawn = studio.draw([picture.request for picture in plan])
-        made = self._pictures.add_pictures(
-            ((one.file, png(pixels), one.caption) for one, pixels in zip(plan, drawn, strict=True)),
+        return self._pictures.add_pictures(
+            ((one.file, encode_png(pixels), one.caption) for one, pixels in zip(plan, drawn, strict=True)),
             name=f"made for {self._request.name}"[:64],
             synthesis=filled,
             model=self._models.fingerprint,
         )
-        self._report.dataset_made(made.id)
-        return made
 
     def _examples(self, dataset: Dataset) -> list[Example]:
         return [
@@ -206,39 +214,22 @@ class Session:
     ) -> tuple[list[Candidate], dict[int, float]]:
         """The kept checkpoints, the last step among them, and how well each knows the pictures."""
         self._report.stage("training")
-        recipe, models = self._recipe, self._models
-        assert recipe.resolution is not None
-        assert recipe.train_batch_size is not None
-        curriculum = Curriculum(
+        models = self._models
+        made = prepare(
+            models,
+            self._model,
+            self._request,
             examples,
-            resolution=recipe.resolution,
-            bucket_px=self._model.bucket_px,
-            aspect_buckets=recipe.aspect_buckets,
-            random_crop=recipe.random_crop,
-            random_flip=recipe.random_flip,
-            repeats=recipe.repeats or balanced(examples),
-            batch_size=recipe.train_batch_size,
-            seed=recipe.seed,
+            fingerprint=checkpoints.fingerprint(self._request, models.fingerprint, dataset.id),
+            check=self._stop.check,
         )
-        latents = Latents(models.vae, curriculum, self._stop.check)
-        learned = Learned(models, self._request, self._model.linear_layers)
         try:
-            captions = Captions(models, self._request.token or "", learned.vectors)
-            training = Training(
-                models,
-                learned,
-                curriculum,
-                latents,
-                captions if learned.bends_text else FrozenCaptions(captions),
-                recipe,
-                fingerprint=checkpoints.fingerprint(self._request, models.fingerprint, dataset.id),
-            )
             if (kept := self._report.read(STATE)) is not None:
-                self._go_on(training, kept)
-            self._steps(training, learned, captions)
-            return self._measured(learned, curriculum, latents, captions, examples)
+                self._go_on(made.training, kept)
+            self._steps(made)
+            return self._measured(made, examples)
         finally:
-            learned.remove()
+            made.learned.remove()
             models.unets["base"].eval().requires_grad_(False)
 
     def _go_on(self, training: Training, kept: bytes) -> None:
@@ -249,13 +240,13 @@ class Session:
         else:
             self._report.log(f"goes on from step {training.step}")
 
-    def _steps(self, training: Training, learned: Learned, captions: Captions) -> None:
-        recipe = self._recipe
+    def _steps(self, made: Prepared) -> None:
+        recipe, training, learned = self._recipe, made.training, made.learned
         assert recipe.checkpoint_every is not None
         assert recipe.sample_every is not None
         pace = Pace(self._report, training.steps)
         if training.step == 0:
-            self._sample(0, captions)
+            self._sample(0, made.captions)
 
         def before_step() -> None:
             self._wait_turn()
@@ -269,7 +260,7 @@ class Session:
                     self._keep(training, learned)
                 if done.step % recipe.sample_every == 0 or last:
                     with learned.wearing(training.best_values()):
-                        self._sample(done.step, captions)
+                        self._sample(done.step, made.captions)
                     self._curve(training)
         except Stopped:
             self._keep_state(training)
@@ -281,8 +272,7 @@ class Session:
         file = learned.file(training.best_values(), dtype=self._file_dtype())
         self._report.put(_checkpoint_name(step), file, SAFETENSORS, step=step)
         self._keep_state(training)
-        every, kept = self._recipe.checkpoint_every or 1, self._recipe.checkpoints_kept
-        if (old := step - every * kept) > 0:
+        for old in self._checkpoint_steps(step)[: -self._recipe.checkpoints_kept][-1:]:
             self._report.drop(_checkpoint_name(old))
 
     def _keep_state(self, training: Training) -> None:
@@ -300,7 +290,7 @@ class Session:
             edge=self._model.edge,
         )
         for place, pixels in enumerate(drawn):
-            self._report.put(f"samples/{step:06d}-{place}.png", png(pixels), PNG, step=step)
+            self._report.put(f"samples/{step:06d}-{place}.png", encode_png(pixels), PNG, step=step)
 
     def _curve(self, training: Training) -> None:
         curve = loss_curve(training.losses, f"{self._request.name}: loss by step")
@@ -312,36 +302,31 @@ class Session:
     # Study
 
     def _measured(
-        self,
-        learned: Learned,
-        curriculum: Curriculum,
-        latents: Latents,
-        captions: Captions,
-        examples: Sequence[Example],
+        self, made: Prepared, examples: Sequence[Example]
     ) -> tuple[list[Candidate], dict[int, float]]:
         """All kept checkpoints with their likeness: the share of the base's error that they take away."""
-        steps = self._kept_steps()
+        steps = self._checkpoint_steps(made.training.steps)[-self._recipe.checkpoints_kept :]
         candidates = [Candidate(step, self._read(_checkpoint_name(step))) for step in steps]
         if not self._request.evaluate:
             return candidates, {}
         subject = [example for example in examples if not example.is_class]
         errors = Errors(self._models, Objective(self._models.scheduler_config, self._recipe), subject)
-        shown = {one.example.digest: one for one in curriculum.shown}
+        shown = {one.example.digest: one for one in made.curriculum.shown}
         rows = [shown[example.digest] for example in errors.examples]
         if len({row.size for row in rows}) > 1:  # of one size, so that they are measured in one go
             common = max({row.size for row in rows}, key=[row.size for row in rows].count)
             rows = [row for row in rows if row.size == common]
             errors.examples = tuple(row.example for row in rows)
-        drawn = latents.means([(row.example, row.crops[0]) for row in rows])
+        drawn = made.latents.means([(row.example, row.crops[0]) for row in rows])
         time_ids = torch.tensor([row.crops[0].time_ids for row in rows])
         likeness: dict[int, float] = {}
         self._models.unets["base"].eval()
-        with learned.wearing(learned.first_values):
-            before = errors.of(drawn, captions, time_ids)
+        with made.learned.wearing(made.learned.first_values):
+            before = errors.of(drawn, made.captions, time_ids)
         for candidate in candidates:
             self._stop.check()
-            with learned.wearing(learned.from_file(candidate.file)):
-                after = errors.of(drawn, captions, time_ids)
+            with made.learned.wearing(made.learned.from_file(candidate.file)):
+                after = errors.of(drawn, made.captions, time_ids)
             likeness[candidate.step] = 1 - after / before
         return candidates, likeness
 
@@ -356,7 +341,7 @@ class Session:
                 subject,
                 likeness,
                 instance_prompts=self._instance_prompts(subject),
-                pocket=self._model.small,
+                pocket=self._model.is_pocket,
                 edge=self._model.edge,
                 num_inference_steps=12 if self._model.small else 30,
                 ended=self._report.log,
@@ -371,11 +356,10 @@ class Session:
         captions = list(dict.fromkeys(example.caption for example in subject if example.caption))
         return (captions or [self._request.instance_prompt or ""])[:3]
 
-    def _kept_steps(self) -> list[int]:
-        recipe = self._recipe
-        every, last = recipe.checkpoint_every or 1, recipe.max_train_steps or 1
-        steps = sorted({*range(every, last + 1, every), last})
-        return steps[-recipe.checkpoints_kept :]
+    def _checkpoint_steps(self, until: int) -> list[int]:
+        """The steps up to this one that leave a checkpoint: every so many, and the last of all."""
+        every, last = self._recipe.checkpoint_every or 1, self._recipe.max_train_steps or 1
+        return [step for step in range(1, until + 1) if step % every == 0 or step == last]
 
     def _read(self, name: str) -> bytes:
         data = self._report.read(name)
@@ -407,12 +391,6 @@ class Pace:
             eta_seconds=(self._steps - done.step) / rate,
         )
         self._told, self._losses = now, []
-
-
-def balanced(examples: Sequence[Example]) -> int:
-    """How often to show each picture, so that there are about as many of them as class pictures."""
-    of_class = sum(example.is_class for example in examples)
-    return max(1, round(of_class / max(1, len(examples) - of_class)))
 
 
 def class_prompts(request: TrainRequest) -> list[str]:

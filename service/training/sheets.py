@@ -1,11 +1,12 @@
 """Pictures to look at: the curve of the loss, and a labelled sheet of pictures. Drawn by Pillow."""
 
-import io
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from service.images import encode_png
 
 INK, PAPER, GRID, FAINT = (28, 28, 34), (255, 255, 255), (224, 224, 228), (178, 196, 232)
 LINE: Final = (42, 84, 220)
@@ -44,7 +45,7 @@ def loss_curve(losses: Sequence[float], title: str) -> bytes:
         draw.line([point(i + offset, v) for i, v in enumerate(mean)], fill=LINE, width=3)
     draw.text((left, 4), title, fill=INK, font=font)
     draw.text((left + width, top + height + 24), "step", fill=INK, font=small, anchor="rt")
-    return png(np.asarray(image))
+    return encode_png(np.asarray(image))
 
 
 def contact_sheet(
@@ -68,14 +69,7 @@ def contact_sheet(
             draw.text((6, y + 4 + 16 * at), text, fill=INK, font=font)
         for column, picture in enumerate(row):
             image.paste(_fitted(picture, cell), (left + column * (cell + gap), y))
-    return png(np.asarray(image))
-
-
-def png(pixels_HWC: np.ndarray) -> bytes:
-    """A picture as a PNG file. Equal pixels are equal bytes."""
-    file = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(file, "PNG")
-    return file.getvalue()
+    return encode_png(np.asarray(image))
 
 
 def _fitted(picture: np.ndarray, cell: int) -> Image.Image:

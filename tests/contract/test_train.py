@@ -46,8 +46,7 @@ MODEL = TrainedModel(
     device="cpu",
     small=True,
     unet_parameters=1_000_000,
-    linear_layers=LAYERS,
-    linear_shapes=((32, 32),) * len(LAYERS),
+    linear_layers=dict.fromkeys(LAYERS, (32, 32)),
     memory_bytes=2**28,
 )
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import trainings
 from darkroom import Darkroom
 from darkroom.types import JobEvent, SynthesizeRequest, TrainJob
+from examples import training as studies
 from in_process import pixels
 from processes import STOP_SECONDS, Served, serving, until, wait_until_ready
 
@@ -60,7 +60,7 @@ def heard_until_dropped(served: Served, job: TrainJob, count: int) -> list[JobEv
 @pytest.fixture(scope="module")
 def learned(data, tmp_path_factory) -> Learned:
     folder, files = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("files")
-    for name, png, caption in trainings.hearts(6):
+    for name, png, caption in studies.hearts(6):
         (files / name).write_bytes(png)
         (files / name).with_suffix(".txt").write_text(caption)
     with serving(folder, data=str(data)) as served, Darkroom(served.url, timeout=SECONDS) as client:

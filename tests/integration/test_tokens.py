@@ -9,7 +9,8 @@ from builders import an_order
 from service.engine.conditioning import Conditioner
 from service.engine.loras.arranged import Arranged
 from service.engine.loras.stacks import NOTHING, Stacks, TextInForce
-from service.engine.loras.tokens import TokenizerWithTokens, embedded, is_said
+from service.engine.loras.tokens import TokenizerWithTokens, embedded
+from service.engine.loras.words import is_said
 from service.engine.orders import LoraOrder
 
 PROMPT = "a red circle on a blue background"

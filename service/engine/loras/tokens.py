@@ -4,7 +4,6 @@ Neither the tokenizer nor the embedding table is changed. A token's vectors get 
 finds the end of a prompt as its highest id, and ids above the vocabulary would be taken for it.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -13,12 +12,9 @@ import torch
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from service.engine.loras.words import pattern
+
 Encoder: TypeAlias = "CLIPTextModel | CLIPTextModelWithProjection"
-
-
-def is_said(token: str, text: str) -> bool:
-    """Whether a prompt's plain text holds the token as a word of its own; upper and lower case are the same to CLIP."""
-    return _pattern([token]).search(text) is not None
 
 
 class TokenizerWithTokens:
@@ -34,7 +30,7 @@ class TokenizerWithTokens:
         for token, rows in vectors.items():
             self._ids[token.casefold()] = list(range(following, following - len(rows), -1))
             following -= len(rows)
-        self._pattern = _pattern(vectors)
+        self._pattern = pattern(vectors)
         self.bos_token_id = tokenizer.bos_token_id
         self.eos_token_id = tokenizer.eos_token_id
         self.pad_token_id = tokenizer.pad_token_id
@@ -94,9 +90,3 @@ class _Embedding(nn.Module):
         vectors = self._vectors.to(known)
         learned = vectors[(-1 - ids).clamp(0, len(vectors) - 1)]
         return torch.where((ids < 0).unsqueeze(-1), learned, known)
-
-
-def _pattern(tokens: Mapping[str, Any] | Sequence[str]) -> re.Pattern[str]:
-    """Any of the tokens where no letter or digit goes on on either side; the longest first."""
-    any_of = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
-    return re.compile(rf"(?<![^\W_])({any_of})(?![^\W_])" if any_of else r"(?!)()", re.IGNORECASE)

@@ -85,7 +85,7 @@ def test_requests_that_make_no_sense_are_no_requests(wrong):
 
 
 def test_targets_are_presets_or_ends_of_names():
-    layers = SDXL.linear_layers
+    layers = tuple(SDXL.linear_layers)
     assert targeted_layers("attention", layers) == layers[:4]
     assert targeted_layers("all-linear", layers) == layers
     assert targeted_layers(("net.2",), layers) == ("down.0.ff.net.2",)
