@@ -125,3 +125,22 @@ def served(components: Components) -> Served:
     settings = components.settings
     edge = Edge(app, keys=KeyRing(()), metrics=components.metrics, max_body_bytes=settings.max_body_bytes)
     return Served(components, edge)
+
+
+class Awaited:
+    """A part of `AsyncDarkroom` (`loras`, `datasets`, `train`), each call in an event loop of its own."""
+
+    def __init__(self, part: str, edge: Edge, api_key: str | None) -> None:
+        self._part, self._edge, self._api_key = part, edge, api_key
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def ask(*arguments: Any, **more: Any) -> Any:
+            return asyncio.run(self._ask(name, *arguments, **more))
+
+        return ask
+
+    async def _ask(self, method: str, /, *arguments: Any, **more: Any) -> Any:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(self._edge)) as http:
+            client = AsyncDarkroom(URL, http_client=http, api_key=self._api_key, max_retries=0)
+            asked = getattr(getattr(client, self._part), method)(*arguments, **more)
+            return [one async for one in asked] if hasattr(asked, "__aiter__") else await asked

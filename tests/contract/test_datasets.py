@@ -4,14 +4,12 @@ import asyncio
 import io
 from types import SimpleNamespace
 
-import httpx
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 import dataset_files as files
 from darkroom import (
-    AsyncDarkroom,
     Darkroom,
     InvalidRequest,
     NotFound,
@@ -20,6 +18,7 @@ from darkroom import (
     Unavailable,
 )
 from dataset_files import form, jpeg, png, webp, zipped
+from in_process import URL, Awaited
 from lora_registry.errors import CatalogUnavailable
 from service.api.app import create_app
 from service.api.auth import KeyRing
@@ -29,7 +28,6 @@ from service.metrics import Metrics
 from service.settings import ApiKey
 from service.synthesis import Synthesis
 
-URL = "http://darkroom.test"
 POST = {"Content-Type": "application/zip"}
 
 
@@ -75,29 +73,10 @@ class Site:
         return Darkroom(http_client=self.http(), api_key=api_key, max_retries=0).datasets
 
     def awaited(self, api_key=None):
-        return Awaited(self.edge, api_key)
+        return Awaited("datasets", self.edge, api_key)
 
     def stored(self):
         return [path for path in (self.folder / "training").rglob("*") if path.is_file()]
-
-
-class Awaited:
-    """`AsyncDatasetLibrary`, each call in an event loop of its own."""
-
-    def __init__(self, edge, api_key):
-        self._edge, self._api_key = edge, api_key
-
-    def __getattr__(self, name):
-        def ask(*arguments, **more):
-            return asyncio.run(self._ask(name, *arguments, **more))
-
-        return ask
-
-    async def _ask(self, method, /, *arguments, **more):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(self._edge)) as http:
-            client = AsyncDarkroom(URL, http_client=http, api_key=self._api_key, max_retries=0)
-            asked = getattr(client.datasets, method)(*arguments, **more)
-            return [one async for one in asked] if hasattr(asked, "__aiter__") else await asked
 
 
 @pytest.fixture

@@ -1,17 +1,14 @@
 """The registry through the real client: a service without an engine, and a real registry behind it."""
 
-import asyncio
 import hashlib
 import io
 import threading
 from types import SimpleNamespace
 
-import httpx
 import pytest
 from starlette.testclient import TestClient
 
 from darkroom import (
-    AsyncDarkroom,
     AuthenticationFailed,
     BadResponse,
     Conflict,
@@ -22,6 +19,7 @@ from darkroom import (
     PermissionDenied,
     Unavailable,
 )
+from in_process import URL, Awaited
 from lora_files import PICKLE, lora_file, registry_in_memory, sd15_file
 from lora_registry.errors import CatalogUnavailable
 from service.api.app import create_app
@@ -31,7 +29,6 @@ from service.loras import Loras
 from service.metrics import Metrics
 from service.settings import ApiKey
 
-URL = "http://darkroom.test"
 FILE = lora_file(count=30)
 DIGEST = f"sha256:{hashlib.sha256(FILE).hexdigest()}"
 
@@ -54,29 +51,10 @@ class Site:
         return Darkroom(http_client=http, api_key=api_key, max_retries=0).loras
 
     def awaited(self, api_key=None):
-        return Awaited(self.edge, api_key)
+        return Awaited("loras", self.edge, api_key)
 
     def leftovers(self):
         return list(self.folder.rglob("*.part"))
-
-
-class Awaited:
-    """`AsyncLoraRegistry`, each call in an event loop of its own."""
-
-    def __init__(self, edge, api_key):
-        self._edge, self._api_key = edge, api_key
-
-    def __getattr__(self, name):
-        def ask(*arguments, **more):
-            return asyncio.run(self._ask(name, *arguments, **more))
-
-        return ask
-
-    async def _ask(self, method, /, *arguments, **more):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(self._edge)) as http:
-            client = AsyncDarkroom(URL, http_client=http, api_key=self._api_key, max_retries=0)
-            asked = getattr(client.loras, method)(*arguments, **more)
-            return [one async for one in asked] if hasattr(asked, "__aiter__") else await asked
 
 
 @pytest.fixture

@@ -6,12 +6,10 @@ import threading
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
-import httpx
 import pytest
 from starlette.testclient import TestClient
 
 from darkroom import (
-    AsyncDarkroom,
     AuthenticationFailed,
     Conflict,
     Darkroom,
@@ -24,6 +22,7 @@ from darkroom import (
     Unavailable,
 )
 from darkroom.types import Dataset, DatasetPicture, Problem, SynthesizeRequest
+from in_process import URL, Awaited
 from lora_registry.errors import CatalogUnavailable
 from service.api.app import create_app
 from service.api.auth import KeyRing
@@ -36,7 +35,6 @@ from service.train_jobs import TrainJobs
 from service.training.recipes import TrainedModel
 from work_store import clock, data, local, migrated_work  # noqa: F401
 
-URL = "http://darkroom.test"
 FOXES, MUTE, EMPTY = (f"sha256:{letter * 64}" for letter in "abc")
 LAYERS = ("mid.attn.to_q", "mid.attn.to_k", "mid.attn.to_v", "mid.attn.to_out.0", "mid.ff.net.2")
 MODEL = TrainedModel(
@@ -113,7 +111,7 @@ class Site:
         return Darkroom(http_client=self.http, api_key=api_key, max_retries=0).train
 
     def awaited(self, api_key=None):
-        return Awaited(self.edge, api_key)
+        return Awaited("train", self.edge, api_key)
 
     def metric(self, state):
         return self.metrics.registry.get_sample_value("darkroom_train_jobs_total", {"state": state}) or 0
@@ -133,25 +131,6 @@ class Site:
                 claim.failed(problem)
 
         threading.Thread(target=train).start()
-
-
-class Awaited:
-    """`AsyncTrainJobs`, each call in an event loop of its own."""
-
-    def __init__(self, edge, api_key):
-        self._edge, self._api_key = edge, api_key
-
-    def __getattr__(self, name):
-        def ask(*arguments, **more):
-            return asyncio.run(self._ask(name, *arguments, **more))
-
-        return ask
-
-    async def _ask(self, method, /, *arguments, **more):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(self._edge)) as http:
-            client = AsyncDarkroom(URL, http_client=http, api_key=self._api_key, max_retries=0)
-            asked = getattr(client.train, method)(*arguments, **more)
-            return [one async for one in asked] if hasattr(asked, "__aiter__") else await asked
 
 
 @pytest.fixture
