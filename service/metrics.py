@@ -141,7 +141,7 @@ class Metrics:
         )
         self.train_jobs_total = counter(
             "train_jobs",
-            "Train jobs by the state that they came into here: queued by a request, the others as their process ended.",
+            "Train jobs that were queued by a request here, or brought to an end by a process of this one.",
             ("state",),
         )
         self.base_checksum_ok = gauge(

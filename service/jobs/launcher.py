@@ -21,6 +21,7 @@ import structlog
 from darkroom.types import TrainJob
 from lora_registry.errors import RegistryError
 from service.errors import DarkroomError
+from service.jobs.changes import ENDED
 from service.jobs.errors import JobNotFound
 from service.jobs.processes import Holder
 from service.jobs.table import HeldJob, JobTable
@@ -45,9 +46,9 @@ class LocalLauncher:
     """A thread that has at most `max_running` jobs at work on this machine, the oldest first.
 
     `command` makes the command line for a job's id; its output goes to `folder`/<id>/train.log. `ended` hears of each
-    job whose process, started here, has gone: it may have ended, or wait to be taken up again. A job whose end was
-    asked for, or whose lease has run out although its process is there, has `grace_seconds`, and a process that
-    holds no job has `idle_seconds`; then it is killed.
+    job that a process started here has brought to its end. A job whose end was asked for, or whose lease has run out
+    although its process is there, has `grace_seconds`, and a process that holds no job has `idle_seconds`; then it is
+    killed.
     """
 
     def __init__(
@@ -141,14 +142,19 @@ class LocalLauncher:
         if code is None:
             return
         log.info("train process ended", job=job_id, pid=child.process.pid, exit_code=code)
-        # One that claimed and died is found by its row, like those of other launchers.
+        if not self._stopping:
+            self._account_for(job_id, child, code)
+        del self._children[job_id]
+
+    def _account_for(self, job_id: str, child: Child, code: int) -> None:
+        """One that claimed and died is found by its row, like those of other launchers."""
         with contextlib.suppress(JobNotFound):
-            if not self._stopping and self._table.fence(job_id) == child.fence:
+            if self._table.fence(job_id) == child.fence:
                 self._table.never_began(
                     job_id, child.fence, f"the process ended before it began ({_ending(code)})"
                 )
-            self._ended(self._table.get(job_id))
-        del self._children[job_id]
+            if (job := self._table.get(job_id)).state in ENDED:
+                self._ended(job)
 
     def _look_at(self, job: HeldJob) -> None:
         holder = Holder.parse(job.holder)

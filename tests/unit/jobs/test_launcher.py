@@ -11,6 +11,7 @@ import pytest
 
 import job_child
 from job_child import CHECKPOINT, DIGEST, tell
+from lora_registry.errors import CatalogUnavailable
 from processes import environment, until
 from service.jobs.errors import LeaseLost
 from service.jobs.launcher import LocalLauncher, trim
@@ -289,3 +290,26 @@ def test_a_job_table_that_is_away_does_not_end_the_launcher(table, data, launche
     until(lambda: is_running(table, job_id), SECONDS, "the claim")
     launcher.stop(patience_seconds=SECONDS)
     assert len(calls) > 1
+
+
+def test_it_is_told_of_jobs_that_ended_and_of_no_others(table, data, launched):
+    ended, (lost, done) = [], (new(table), new(table, "wolf"))
+    launcher = launched(max_running=2, ended=ended.append)
+    os.killpg(started(table, launcher, lost).pid, signal.SIGKILL)
+    in_state(table, launcher, lost, "running")
+    until(lambda: is_running(table, done), SECONDS, "the claim")
+    tell(data, done, "finish")
+    in_state(table, launcher, done, "succeeded")
+    until(lambda: launcher.look() or ended, SECONDS, "the news")
+    assert [(job.id, job.state) for job in ended] == [(done, "succeeded")]
+
+
+def test_a_job_table_that_is_away_does_not_stand_in_the_way_of_a_stop(table, launched):
+    def away(*_arguments):
+        raise CatalogUnavailable("away")
+
+    launcher = launched()
+    started(table, launcher, new(table))
+    table.held = table.get = table.fence = away
+    launcher.stop(patience_seconds=SECONDS)
+    until(lambda: not launcher._children or launcher.stop(), SECONDS, "the end of the process")
