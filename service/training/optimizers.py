@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from darkroom.types import TrainRecipe
-from service.errors import InvalidOption
 from service.training.learned import Learned
+from service.training.recipes import check_installed
 
 
 def optimizer_for(recipe: TrainRecipe, learned: Learned) -> torch.optim.Optimizer:
@@ -26,20 +26,14 @@ def optimizer_for(recipe: TrainRecipe, learned: Learned) -> torch.optim.Optimize
     ]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups)
-    try:
-        if recipe.optimizer == "adamw8bit":
-            from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+    check_installed(recipe.optimizer)
+    if recipe.optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
 
-            return AdamW8bit(groups)
-        from prodigyopt import Prodigy  # type: ignore[import-not-found]
+        return AdamW8bit(groups)
+    from prodigyopt import Prodigy  # type: ignore[import-not-found]
 
-        return Prodigy(groups, safeguard_warmup=True, use_bias_correction=True)
-    except ImportError as exc:
-        raise InvalidOption(
-            f"the optimizer '{recipe.optimizer}' needs the package '{exc.name}', which is not installed here; "
-            "say `adamw`",
-            pointer="/recipe/optimizer",
-        ) from exc
+    return Prodigy(groups, safeguard_warmup=True, use_bias_correction=True)
 
 
 def rate_factor(recipe: TrainRecipe, step: int) -> float:

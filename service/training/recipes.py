@@ -8,16 +8,21 @@ on (rate 1e-4, rank 4 to 32, batch 1 with accumulation); of a small model, sweep
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final, Literal
 
 from darkroom.types import TrainKind, TrainRequest
-from darkroom.types.train import LrScheduler
+from darkroom.types.train import LrScheduler, TrainOptimizer
 from service.engine.loras.words import is_said
 from service.errors import InvalidOption
 
 ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections that the article's LoRA trained; about a quarter of the UNet's linear weights."""
 BUCKET_PX: Final = 64
+OPTIMIZER_PACKAGES: Final[Mapping[TrainOptimizer, str]] = {
+    "adamw8bit": "bitsandbytes",
+    "prodigy": "prodigyopt",
+}
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,16 @@ def targeted_layers(targets: str | Sequence[str], layers: Collection[str]) -> tu
     return tuple(layer for layer in layers if any(_ends(layer, end) for end in ends))
 
 
+def check_installed(optimizer: TrainOptimizer) -> None:
+    """Raises InvalidOption where it needs a package that is not here."""
+    package = OPTIMIZER_PACKAGES.get(optimizer)
+    if package is not None and find_spec(package) is None:
+        raise InvalidOption(
+            f"the optimizer '{optimizer}' needs the package '{package}', which is not installed here; say `adamw`",
+            pointer="/recipe/optimizer",
+        )
+
+
 def _ends(layer: str, end: str) -> bool:
     return layer == end or layer.endswith(f".{end}")
 
@@ -154,6 +169,7 @@ def _check(request: TrainRequest, model: TrainedModel) -> None:
     recipe = request.recipe
     if recipe.optimizer == "adamw8bit" and model.device != "cuda":
         raise InvalidOption("8-bit AdamW needs CUDA; say `adamw`", pointer="/recipe/optimizer")
+    check_installed(recipe.optimizer)
     if recipe.mixed_precision == "fp16" and model.device != "cuda":
         raise InvalidOption(
             "fp16 is not trained on a CPU; say `bf16` or `no`", pointer="/recipe/mixed_precision"

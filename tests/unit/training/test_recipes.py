@@ -51,6 +51,7 @@ def test_a_class_prompt_means_prior_preservation():
         ({"targets": ("to_kk",)}, "/recipe/targets/0", "did you mean"),
         ({"rank": 512}, "/recipe/rank", "more than any of the trained layers"),
         ({"optimizer": "adamw8bit"}, "/recipe/optimizer", "needs CUDA"),
+        ({"optimizer": "prodigy"}, "/recipe/optimizer", "'prodigyopt', which is not installed here"),
         ({"mixed_precision": "fp16"}, "/recipe/mixed_precision", "not trained on a CPU"),
         ({"resolution": 65}, "/recipe/resolution", "no multiple of 16"),
     ],
