@@ -53,6 +53,9 @@ def lora_orders(
                 end=use.end,
                 components=tuple((use.components or {}).items()),
                 blocks=tuple((use.blocks or {}).items()),
+                touches=version.components,
+                tokens=_tokens(version),
+                sham=use.sham,
             )
         )
     return tuple(found)
@@ -70,6 +73,7 @@ def lora_receipt(lora: LoraOrder) -> LoraReceipt:
         end=lora.end,
         components=dict(lora.components) or None,
         blocks=dict(lora.blocks) or None,
+        sham=lora.sham,
     )
 
 

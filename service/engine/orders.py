@@ -40,6 +40,17 @@ class LoraOrder:
     """Factors on the weight; 1 for a component that is not named."""
     blocks: tuple[tuple[str, float], ...] = ()
     """Factors on the weight for parts of the base UNet, by the beginning of a layer's name."""
+    touches: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder_2")
+    """What it has changes or vectors for."""
+    tokens: tuple[str, ...] = ()
+    """What its embeddings are called in a prompt."""
+    sham: int | None = None
+    """Named: not the file's changes, but random ones of their size, drawn with this seed."""
+
+    @property
+    def adapter(self) -> str:
+        """What its adapter is called in memory: the digest of the file, and what was made of it."""
+        return self.digest if self.sham is None else f"{self.digest}+sham-{self.sham}"
 
 
 @dataclass(frozen=True)

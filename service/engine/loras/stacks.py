@@ -69,7 +69,7 @@ class Stacks:
         self._loras = tuple(loras)
         self._adapters = adapters or {}
         named = [(token, lora) for lora in self._loras for token in self._tokens_of(lora)]
-        self._tokens = tuple((token, lora.digest) for token, lora in named)
+        self._tokens = tuple((token, lora.adapter) for token, lora in named)
         self._vectors = {token: self._vectors_of(token, lora) for token, lora in named}
         self._known: dict[tuple[Component, Side, tuple[bool, ...]], Stack] = {}
 
@@ -107,19 +107,19 @@ class Stacks:
         return self._known[key]
 
     def _part(self, lora: LoraOrder, component: Component) -> Part | None:
-        adapter = self._adapters[lora.digest]
+        adapter = self._adapters[lora.adapter]
         weight = lora.weight * dict(lora.components).get(component, 1.0)
         if weight == 0 or component not in adapter.components:
             return None
         blocks = lora.blocks if component == "unet" else ()
-        return Part(lora.digest, weight, blocks, adapter)
+        return Part(lora.adapter, weight, blocks, adapter)
 
     def _tokens_of(self, lora: LoraOrder) -> list[str]:
         """A file that names no token has the LoRA's own name for one."""
-        return [token or lora.name for token in self._adapters[lora.digest].embeddings]
+        return [token or lora.name for token in self._adapters[lora.adapter].embeddings]
 
     def _vectors_of(self, token: str, lora: LoraOrder) -> Vectors:
-        embeddings = self._adapters[lora.digest].embeddings
+        embeddings = self._adapters[lora.adapter].embeddings
         return embeddings[token] if token in embeddings else embeddings[""]
 
 

@@ -32,6 +32,7 @@ MAX_PROMPT_CHARACTERS = 4000
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
 Edge = Annotated[int, Field(ge=32, le=MAX_EDGE, multiple_of=8)]
+Seed = Annotated[int, Field(ge=0, le=2**64 - 1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Size = Annotated[tuple[Annotated[int, Field(ge=0, le=16384)], Annotated[int, Field(ge=0, le=16384)]], Field()]
 
@@ -57,11 +58,9 @@ class Output(Request):
     `full`: those and the JSON receipt."""
 
 
-class GenerateRequest(Request):
-    """One order for images that share everything but their seeds: image *i* uses `seed + i`."""
+class PictureSettings(Request):
+    """What shapes a picture beside its prompt and its seed: what two pictures may differ in when they are compared."""
 
-    prompt: Annotated[Prompt, Field(min_length=1)]
-    """Compel syntax: `(phrase)++`, `(phrase)1.3`, `word-`. Literal parentheses are written `\\(` and `\\)`."""
     negative_prompt: Prompt | None = None
     """`None` and `""` differ on SDXL: `None` gives zeroed embeddings on the base, `""` an encoded empty text."""
     width: Edge | None = None
@@ -71,9 +70,6 @@ class GenerateRequest(Request):
     guidance_scale: Annotated[float, Field(ge=0.0, le=50.0)] = 7.5
     """1 and below switch guidance off, and with it the negative prompt."""
     scheduler: SchedulerName = "euler"
-    seed: Annotated[int, Field(ge=0, le=2**64 - 1)] | None = None
-    """64 bits. Drawn when absent, and returned always."""
-    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
     refiner: Refiner | None = None
     """Default: the refiner takes over at 0.8 where the service has one."""
     loras: Annotated[tuple[LoraUse, ...], Field(max_length=MAX_LORAS)] = ()
@@ -85,6 +81,16 @@ class GenerateRequest(Request):
     negative_original_size: Size | None = None
     negative_crops_coords_top_left: Size = (0, 0)
     negative_target_size: Size | None = None
+
+
+class GenerateRequest(PictureSettings):
+    """One order for images that share everything but their seeds: image *i* uses `seed + i`."""
+
+    prompt: Annotated[Prompt, Field(min_length=1)]
+    """Compel syntax: `(phrase)++`, `(phrase)1.3`, `word-`. Literal parentheses are written `\\(` and `\\)`."""
+    seed: Seed | None = None
+    """64 bits. Drawn when absent, and returned always."""
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
     output: Output = Output()
     previews: bool = False
     """Send a small picture of every step. Only a stream of events (`Accept: text/event-stream`) can carry them."""

@@ -41,6 +41,9 @@ class LoraUse(Request):
     blocks: Annotated[dict[BlockName, Factor], Field(min_length=1, max_length=MAX_BLOCKS)] | None = None
     """A factor on `weight` for blocks of the base UNet, by diffusers' names: `down_blocks.1`, `mid_block`,
     `up_blocks.0.attentions.2`. The longest name that a layer begins with counts; layers of no block named have 1."""
+    sham: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None
+    """A control for comparisons: in the place of what was learnt, changes of the same size, layer by layer, in random
+    directions, which are drawn with this seed."""
 
     @model_validator(mode="after")
     def _window_is_open(self) -> Self:
@@ -74,6 +77,8 @@ class LoraReceipt(Response):
     end: float
     components: dict[str, float] | None = None
     blocks: dict[str, float] | None = None
+    sham: int | None = None
+    """Not what the file holds, but changes of its size in random directions, drawn with this seed."""
 
 
 class LoraReason(Response):
