@@ -19,18 +19,20 @@ T = TypeVar("T")
 
 
 class FetchedLoras:
-    """The adapters of an order, by digest, and the tier that each was found in."""
+    """The adapters of an order, by `LoraOrder.adapter`, and the tier that each was found in."""
 
     def __init__(self, found: Mapping[str, Fetched], engine: Engine) -> None:
-        self.adapters: Mapping[str, Arranged] = {digest: one.adapter for digest, one in found.items()}
+        self.adapters: Mapping[str, Arranged] = {name: one.adapter for name, one in found.items()}
         self._tiers: dict[str, LoraTier] = {
-            digest: "device" if one.tier == "host" and engine.has_on_device(digest) else one.tier
-            for digest, one in found.items()
+            name: "device" if one.tier == "host" and engine.has_on_device(name) else one.tier
+            for name, one in found.items()
         }
 
     def served(self, loras: Sequence[LoraOrder]) -> list[LoraServed]:
         """What to tell the caller."""
-        return [LoraServed(ref=lora.ref, digest=lora.digest, tier=self._tiers[lora.digest]) for lora in loras]
+        return [
+            LoraServed(ref=lora.ref, digest=lora.digest, tier=self._tiers[lora.adapter]) for lora in loras
+        ]
 
 
 class Adapters:
@@ -57,14 +59,17 @@ class Adapters:
 
         Raises:
             BlobMissing, StorageUnavailable, InvalidLora: a file cannot be had (any more).
-            IncompatibleLora: it does not fit the resident model.
+            IncompatibleLora: it does not fit the resident model, or has no sham.
         """
-        digests = list(dict.fromkeys(lora.digest for lora in loras))
+        wanted = {lora.adapter: lora for lora in loras}
         residency = self._residency()
         found = await asyncio.gather(
-            *(self._in_thread(partial(residency.fetch, digest)) for digest in digests)
+            *(
+                self._in_thread(partial(residency.fetch, lora.digest, sham=lora.sham))
+                for lora in wanted.values()
+            )
         )
-        return FetchedLoras(dict(zip(digests, found, strict=True)), engine)
+        return FetchedLoras(dict(zip(wanted, found, strict=True)), engine)
 
     async def pin(self, ref: str) -> LoraServed:
         """Bring a version into this replica's memory and keep it there.

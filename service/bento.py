@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from darkroom.types import GenerateRequest, GenerateResponse
+from darkroom.types import CompareRequest, Comparison, GenerateRequest, GenerateResponse
 from service import logs
 from service.api import problems
 from service.api.app import create_app
@@ -36,7 +36,7 @@ from service.api.generate import headers_of
 from service.api.in_flight import InFlight
 from service.api.refusals import Answered
 from service.api.shutdown import Shutdown
-from service.errors import InvalidSettings
+from service.errors import InvalidOption, InvalidSettings
 from service.production import check_no_faults
 from service.settings import Settings
 
@@ -103,14 +103,22 @@ class EdgedService(Service[Any]):
         )
 
 
-class GenerateBody(IOMixin, GenerateRequest):
-    """A GenerateRequest that BentoML's own client can send: its schema names the `items` of a pair."""
+class Body(IOMixin):
+    """A request that BentoML's own client can send: its schema is made plain enough for it."""
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
         schema: dict[str, Any] = super().model_json_schema(*args, **kwargs)
-        _name_items(schema)
+        _make_plain(schema)
         return schema
+
+
+class GenerateBody(Body, GenerateRequest):
+    """Of `/generate`."""
+
+
+class CompareBody(Body, CompareRequest):
+    """Of `/compare`."""
 
 
 @bentoml.service(
@@ -147,6 +155,14 @@ class Darkroom:
         ctx.response.headers.update(headers_of(generated))
         return await asyncio.to_thread(generated.response)
 
+    @bentoml.api(route="/compare")
+    async def compare(self, request: CompareBody, /) -> Comparison:
+        """A comparison, begun. `POST /v1/compare` is the same with keys and plans, `/v1/runs` tells how it goes on."""
+        if request.dry_run:
+            raise InvalidOption("this door has no plans; send it to `/v1/compare`", pointer="/dry_run")
+        comparison, _ = await components().comparisons.create(request)
+        return comparison
+
 
 def _check_start(host: str | None) -> None:
     try:
@@ -179,11 +195,14 @@ def _worker_host() -> str:
     return str(address[0]) if isinstance(address, tuple) else "localhost"
 
 
-def _name_items(schema: object) -> None:
+def _make_plain(schema: object) -> None:
+    """Name the `items` of a pair, and leave out what has alternatives: that client takes the first for the only one."""
     if isinstance(schema, dict):
         if "prefixItems" in schema:
             schema.setdefault("items", schema["prefixItems"][0])
+        if sum(kind.get("type") != "null" for kind in schema.get("anyOf", ())) > 1:
+            del schema["anyOf"]
         schema = list(schema.values())
     if isinstance(schema, list):
         for part in schema:
-            _name_items(part)
+            _make_plain(part)

@@ -35,7 +35,7 @@ class InvalidOption(DarkroomError):
 
 
 class ModelNotFound(DarkroomError):
-    """Weights that a preset or a folder should hold are not there. Raised at start-up, never by a request."""
+    """Weights that a preset, a folder or a setting should name are not there. Nothing that a caller could mend."""
 
 
 class ModelLoading(DarkroomError):
@@ -152,3 +152,7 @@ class DeviceLent(DarkroomError):
         super().__init__(
             f"a train job has had the device for {since_seconds:.0f} s; pictures are made again when it is done"
         )
+
+
+class CompareTooLarge(DarkroomError):
+    """A comparison that asks for more than one may; its message says what it would cost."""

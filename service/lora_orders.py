@@ -30,34 +30,33 @@ def lora_orders(
     """
     text = "\n".join(prompt.plain for prompt in prompts)
     found: list[LoraOrder] = []
-    said: dict[str, LoraVersion] = {}
+    said: dict[str, LoraOrder] = {}
     for place, (use, version) in enumerate(zip(request.loras, versions, strict=True)):
         for field, fault in _faults(use, version, request, models, text, base_share):
             raise InvalidOption(fault, pointer=f"/loras/{place}/{field}")
-        for token in _tokens(version):
-            other = said.setdefault(token.casefold(), version)
-            if other.digest != version.digest:
-                raise InvalidOption(
-                    f"'{version.ref}' and '{other.ref}' both stand for '{token}' in a prompt; only one of them can",
-                    pointer=f"/loras/{place}/ref",
-                )
-        found.append(
-            LoraOrder(
-                ref=version.ref,
-                name=version.name,
-                digest=version.digest,
-                auto_v3=version.auto_v3,
-                weight=use.weight,
-                scope=use.scope,
-                start=use.start,
-                end=use.end,
-                components=tuple((use.components or {}).items()),
-                blocks=tuple((use.blocks or {}).items()),
-                touches=version.components,
-                tokens=_tokens(version),
-                sham=use.sham,
-            )
+        lora = LoraOrder(
+            ref=version.ref,
+            name=version.name,
+            digest=version.digest,
+            auto_v3=version.auto_v3,
+            weight=use.weight,
+            scope=use.scope,
+            start=use.start,
+            end=use.end,
+            components=tuple((use.components or {}).items()),
+            blocks=tuple((use.blocks or {}).items()),
+            touches=version.components,
+            tokens=_tokens(version),
+            sham=use.sham,
         )
+        for token in lora.tokens:
+            other = said.setdefault(token.casefold(), lora)
+            if other.adapter != lora.adapter:
+                raise InvalidOption(
+                    f"{_called(lora)} and {_called(other)} both stand for '{token}' in a prompt; only one of them can",
+                    pointer=f"/loras/{place}/{'sham' if other.digest == lora.digest else 'ref'}",
+                )
+        found.append(lora)
     return tuple(found)
 
 
@@ -88,6 +87,7 @@ def _faults(
     """What is wrong, as (field, sentence)."""
     yield from _faults_of_components(use, version)
     yield from _faults_of_blocks(use, version, models)
+    yield from _faults_of_sham(use, version)
     if use.scope == "uncond" and request.guidance_scale <= 1:
         yield "scope", "there is no uncond branch at a guidance_scale of 1 or below"
     unsaid = request.negative_prompt is None and "base" in models.force_zeros_for_empty_prompt
@@ -113,6 +113,18 @@ def _faults(
 def _tokens(version: LoraVersion) -> tuple[str, ...]:
     """What its embeddings are called in a prompt; a file that does not say so has the LoRA's own name for it."""
     return version.tokens or ((version.name,) if version.kind == "embedding" else ())
+
+
+def _called(lora: LoraOrder) -> str:
+    return f"'{lora.ref}'" if lora.sham is None else f"the sham {lora.sham} of '{lora.ref}'"
+
+
+def _faults_of_sham(use: LoraUse, version: LoraVersion) -> Iterator[tuple[str, str]]:
+    if use.sham is not None and "dora" in version.algorithms:
+        yield (
+            "sham",
+            f"'{version.ref}' is a DoRA, which has no sham: what it changes depends on the model's own weights",
+        )
 
 
 def _faults_of_components(use: LoraUse, version: LoraVersion) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -38,9 +39,7 @@ class Run:
 
 class Runs:
     """Accepts orders while the estimated work that waits stays under a bound, and sees them through. `serving` is
-    around each, from its acceptance to its end, and may raise.
-
-    All methods belong to one event loop.
+    around each, from its acceptance to its end, and may raise. Event loops of several threads may use it.
     """
 
     def __init__(
@@ -54,12 +53,14 @@ class Runs:
         self._metrics = metrics
         self._serving = serving
         self._runs: set[Run] = set()
+        self._lock = threading.Lock()
         self._draining = False
 
     @property
     def backlog_seconds(self) -> float:
         """Estimated seconds of the device that accepted work still needs."""
-        return sum(run.remaining_seconds for run in self._runs)
+        with self._lock:
+            return sum(run.remaining_seconds for run in self._runs)
 
     @property
     def draining(self) -> bool:
@@ -132,12 +133,14 @@ class Runs:
         give_up_at = asyncio.get_running_loop().time() + timeout_seconds
         run = Run(seconds, seconds, asyncio.Queue(), timeout_seconds, give_up_at)
         with self._serving():
-            self._runs.add(run)
+            with self._lock:
+                self._runs.add(run)
             self._report()
             try:
                 yield run
             finally:
-                self._runs.discard(run)
+                with self._lock:
+                    self._runs.discard(run)
                 self._report()
 
     def _check_room(self, seconds: float, timeout_seconds: float) -> None:

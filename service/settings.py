@@ -73,6 +73,15 @@ class Settings(BaseSettings):
     """Between pictures and a train job: `share` lets the job make steps while no picture is wanted, `pause` gives it
     the device until it is done, and callers get 503; `separate`: they do not meet (see `training_device`)."""
 
+    compare_max_cells: int = Field(default=1000, ge=1)
+    """arms × prompts × seeds of one comparison."""
+    compare_max_seconds: float = Field(default=3600.0, gt=0)
+    """Of the device, by estimate, for one comparison."""
+    compare_keep_days: float = Field(default=30.0, gt=0)
+    """How long a comparison is kept after its end."""
+    clip: str = ""
+    """A CLIP model (a folder, or a name on the hub) that scores pictures of comparisons by their prompt, on the CPU."""
+
     audit_seconds: float = Field(default=5.0, ge=0)
     """A readiness probe has the weights in memory checked, unless they were within this time."""
     canary_seconds: float = Field(default=300.0, ge=0)

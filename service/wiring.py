@@ -9,22 +9,29 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
 import structlog
 import torch
 
-from darkroom.types import ImageFormat, Limits, ModelInfo, SchedulerName, ServiceInfo
+from darkroom.types import CompareMetric, ImageFormat, Limits, ModelInfo, SchedulerName, ServiceInfo
 from darkroom.types import generate as limits
 from darkroom.types.loras import MAX_LORAS
 from lora_registry import BaseModel, Registry, families
+from lora_registry.blobs import Blobs
 from lora_registry.database import Database
 from lora_registry.disk_cache import DiskCache
 from lora_registry.registry import MAX_LORA_BYTES
 from service import __version__
 from service.adapters import Adapters
 from service.blending import Blending
+from service.clip_scores import ClipScorer
+from service.compare.drawing import Scorer, Tools
+from service.compare.runner import ComparisonRunner
+from service.compare.table import ComparisonTable
+from service.comparisons import Bounds, Comparisons
 from service.dataset_library import DatasetLibrary
 from service.datasets.datasets import Datasets
 from service.datasets.recipes import planned
@@ -45,6 +52,7 @@ from service.jobs.launching import Launching
 from service.jobs.table import JobTable
 from service.loras import Loras
 from service.metrics import Metrics
+from service.pocket.accuracy import pocket_scores
 from service.production import check_no_faults
 from service.runs import Runs
 from service.settings import Settings
@@ -209,6 +217,25 @@ class Training:
         self.library.close()
 
 
+class Comparing:
+    """Comparisons, and who draws them on this machine."""
+
+    def __init__(self, comparisons: Comparisons, runner: ComparisonRunner) -> None:
+        self.comparisons, self._runner = comparisons, runner
+
+    def start(self) -> None:
+        self._runner.start()
+
+    def drain(self) -> None:
+        self._runner.drain()
+        self.comparisons.drain()
+
+    def close(self) -> None:
+        """What is being drawn is let go of; the next start of the service, or another replica, goes on with it."""
+        self._runner.close()
+        self.comparisons.close()
+
+
 class Components:
     """The built service. `start` loads, `drain` refuses new work, `close` stops."""
 
@@ -220,6 +247,7 @@ class Components:
         adapters: Adapters,
         blending: Blending,
         training: "Training",
+        comparing: "Comparing",
         metrics: Metrics,
         resident: Resident,
         runs: Runs,
@@ -234,8 +262,10 @@ class Components:
         self.dataset_library = training.library
         self.synthesis = training.synthesis
         self.train_jobs = training.jobs
+        self.comparisons = comparing.comparisons
         self.metrics = metrics
         self._training = training
+        self._comparing = comparing
         self._resident = resident
         self._runs = runs
         self._threads = threads
@@ -244,14 +274,17 @@ class Components:
     def start(self) -> None:
         self._resident.start()
         self._training.start()
+        self._comparing.start()
 
     def drain(self) -> None:
         self._runs.drain()
         self.loras.drain()
         self._training.drain()
+        self._comparing.drain()
         self.metrics.ready.set(0)
 
     def close(self) -> None:
+        self._comparing.close()
         self._training.close()
         self._resident.close()
         for threads in self._threads:
@@ -352,28 +385,54 @@ def build(settings: Settings) -> Components:
         versions=versions,
         default_timeout_seconds=settings.timeout_seconds,
     )
-    training = build_training(settings, generation, resident.engine, sharing, metrics)
-    threads = (encoding, reading, blending_thread)
+    work = work_store(settings)
+    training = build_training(settings, work, generation, resident.engine, sharing, metrics)
+    drawing = ThreadPoolExecutor(2, thread_name_prefix="measure-image")
+    comparing = build_comparing(settings, work, training, resident.engine, runs, adapters, drawing, versions)
     return Components(
-        settings, generation, loras, adapters, blending, training, metrics, resident, runs, threads, versions
+        settings,
+        generation,
+        loras,
+        adapters,
+        blending,
+        training,
+        comparing,
+        metrics,
+        resident,
+        runs,
+        (encoding, reading, blending_thread, drawing),
+        versions,
     )
 
 
-def build_training(
-    settings: Settings,
-    generation: Generation,
-    engine: Callable[[], Engine],
-    sharing: Sharing,
-    metrics: Metrics,
-) -> Training:
-    """Datasets and train jobs on one database and one store, which are connected when they are first needed."""
+@dataclass(frozen=True)
+class WorkStore:
+    """Where datasets, train jobs and comparisons are. The database is connected when it is first needed."""
+
+    database: Callable[[], Database]
+    files: Blobs
+
+
+def work_store(settings: Settings) -> WorkStore:
+    """The store that the settings name."""
 
     @cache
     def connection() -> Database:
         return database.connect(database.location(settings.database.get_secret_value(), settings.data))
 
-    store = files.files(settings.blobs, settings.data)
-    library = DatasetLibrary(lambda: Datasets(connection(), store))
+    return WorkStore(connection, files.files(settings.blobs, settings.data))
+
+
+def build_training(
+    settings: Settings,
+    work: WorkStore,
+    generation: Generation,
+    engine: Callable[[], Engine],
+    sharing: Sharing,
+    metrics: Metrics,
+) -> Training:
+    """Datasets and train jobs, and the launcher of this machine."""
+    library = DatasetLibrary(lambda: Datasets(work.database(), work.files))
     synthesis = Synthesis(generation, library, engine)
 
     def model() -> TrainedModel:
@@ -389,7 +448,7 @@ def build_training(
         )
 
     jobs = TrainJobs(
-        lambda: JobTable(connection(), store),
+        lambda: JobTable(work.database(), work.files),
         model=model,
         dataset=lambda id: library.datasets().get(id),
         synthesized=lambda request: len(planned(synthesis.filled_in(request))),
@@ -405,6 +464,50 @@ def build_training(
         sharing,
         patience_seconds=settings.drain_seconds,
     )
+
+
+def build_comparing(
+    settings: Settings,
+    work: WorkStore,
+    training: Training,
+    engine: Callable[[], Engine],
+    runs: Runs,
+    adapters: Adapters,
+    threads: Executor,
+    versions: dict[str, str],
+) -> Comparing:
+    """Comparisons, and the thread that draws them."""
+    clip = ClipScorer(settings.clip, offline=settings.offline) if settings.clip else None
+
+    def has_pocket() -> bool:
+        return engine().models.name == presets.POCKET.name
+
+    def scored() -> list[CompareMetric]:
+        found: list[CompareMetric] = ["pocket_accuracy", "pocket_quality"] if has_pocket() else []
+        return [*found, "clip_score"] if clip is not None else found
+
+    def tools() -> Tools:
+        scorers: list[Scorer] = [pocket_scores] if has_pocket() else []
+        if clip is not None:
+            scorers.append(clip)
+        return Tools(engine(), runs, adapters, threads, versions, scorers)
+
+    def clean_up() -> None:
+        comparisons.table().expire(older_than_seconds=settings.compare_keep_days * 86400)
+        datasets, compared = training.library.datasets(), comparisons.table()
+        training.jobs.table().gc(also=lambda: chain(datasets.digests(), compared.digests()))
+
+    comparisons = Comparisons(
+        lambda: ComparisonTable(work.database(), work.files),
+        engine=engine,
+        adapters=adapters,
+        scored=scored,
+        bounds=Bounds(settings.compare_max_cells, settings.compare_max_seconds),
+        wake=lambda: runner.wake(),
+        stop=lambda comparison_id: runner.cancel(comparison_id),
+    )
+    runner = ComparisonRunner(comparisons.table, tools, clean_up=clean_up)
+    return Comparing(comparisons, runner)
 
 
 def connect_registry(settings: Settings) -> Registry:

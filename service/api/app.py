@@ -8,10 +8,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from darkroom.types import Accepted, JobEvent, Problem, Progress
+from darkroom.types import Accepted, CompareEvent, JobEvent, Problem, Progress
 from lora_registry.errors import RegistryError
 from service import __version__
-from service.api import datasets, docs, generate, health, lora_uses, loras, problems, train
+from service.api import compare, datasets, docs, generate, health, lora_uses, loras, problems, train
 from service.api.auth import OPEN_PATHS
 from service.api.in_flight import InFlight
 from service.api.stream import HEARTBEAT_SECONDS
@@ -38,6 +38,7 @@ _PROBLEMS = (
     | lora_uses.PROBLEMS
     | datasets.PROBLEMS
     | train.PROBLEMS
+    | compare.PROBLEMS
 )
 _KEY_PROBLEMS = {401: "A valid API key is needed.", 403: "The API key lacks the scope."}
 _REF = "#/components/schemas/{model}"
@@ -65,6 +66,7 @@ def create_app(
     app.include_router(lora_uses.router(components, in_flight))
     app.include_router(datasets.router(components, in_flight))
     app.include_router(train.router(lambda: components().train_jobs, in_flight))
+    app.include_router(compare.router(lambda: components().comparisons, in_flight))
     app.include_router(health.router(components))
     app.include_router(docs.router())
     app.add_exception_handler(DarkroomError, _answer_problem)
@@ -87,7 +89,7 @@ def _description(app: FastAPI) -> dict[str, Any]:
         components = document["components"]
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)
-        for model in (Problem, Accepted, Progress, JobEvent):  # no route's own answer has them
+        for model in (Problem, Accepted, Progress, JobEvent, CompareEvent):  # no route's own answer has them
             components["schemas"] |= _schemas(model)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():

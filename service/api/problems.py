@@ -17,8 +17,10 @@ from lora_registry import Reason
 from lora_registry import errors as lora_errors
 from service import errors
 from service.api import exchange, refusals
+from service.compare import errors as compare_errors
 from service.datasets import errors as dataset_errors
 from service.jobs import errors as job_errors
+from service.store import errors as store_errors
 from service.training import errors as training_errors
 
 MEDIA_TYPE = "application/problem+json"
@@ -91,7 +93,10 @@ TABLE: dict[type[Exception], Row] = {
     job_errors.JobNotFound: Row(404, "job_not_found", "The train job was not found"),
     job_errors.ArtifactNotFound: Row(404, "artifact_not_found", "The file was not found"),
     job_errors.JobNotRetryable: Row(409, "job_not_retryable", "The train job cannot be retried"),
-    job_errors.KeyReused: Row(422, "idempotency_key_reused", "The Idempotency-Key came with another body"),
+    store_errors.KeyReused: Row(422, "idempotency_key_reused", "The Idempotency-Key came with another body"),
+    errors.CompareTooLarge: Row(422, "compare_too_large", "The comparison is too large"),
+    compare_errors.ComparisonNotFound: Row(404, "comparison_not_found", "The comparison was not found"),
+    compare_errors.CompareFileNotFound: Row(404, "compare_file_not_found", "The file was not found"),
     training_errors.TrainingTooLarge: Row(422, "training_too_large", "The training does not fit the device"),
     training_errors.TrainingDiverged: Row(422, "training_diverged", "The training diverged"),
     training_errors.NothingToLearn: Row(422, "nothing_to_learn", "There is nothing to learn from"),

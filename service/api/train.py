@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from darkroom.types import (
     JobEvent,
@@ -14,14 +14,11 @@ from darkroom.types import (
     TrainJobPage,
     TrainRequest,
 )
-from service.api import conditions, exchange, negotiation
+from service.api import conditions, idempotency, row_stream
 from service.api.files import Cursor, FileStream, Limit
 from service.api.in_flight import InFlight
-from service.api.refusals import NotAcceptable
-from service.api.train_stream import HEARTBEAT_SECONDS, JobEventStream
+from service.api.row_stream import RowStream
 from service.train_jobs import EVENTS_AT_ONCE, ArtifactFile, TrainJobs
-
-REPLAYED: Final = "Idempotent-Replayed"
 
 _AWAY: Final = "The database is away; `Retry-After` says when to try again."
 _READ: Final = {404: "No such job.", 422: "The request is invalid.", 503: _AWAY}
@@ -48,20 +45,9 @@ PROBLEMS: Final[dict[str, dict[int, str]]] = {
 }
 
 JobId = Annotated[str, Path(max_length=100, description="Of the job.")]
-EventId = Annotated[int, Query(ge=0, le=2**31 - 1, description="Id of the last event that is known.")]
-Key = Annotated[
-    str,
-    Header(
-        max_length=128,
-        pattern=r"^[!-~]*$",
-        description="Your own name for this request. Sent again under it, it is the job that it was.",
-    ),
-]
 
 
-def router(
-    jobs: Callable[[], TrainJobs], in_flight: InFlight, *, heartbeat_seconds: float = HEARTBEAT_SECONDS
-) -> APIRouter:
+def router(jobs: Callable[[], TrainJobs], in_flight: InFlight) -> APIRouter:
     """The routes over this use case."""
     routes = APIRouter(prefix="/v1/train-jobs", tags=["train"])
 
@@ -72,26 +58,14 @@ def router(
         description="The job goes on by itself. What cannot work is refused before there is a job.",
         status_code=202,
         response_model=TrainJob,
-        responses={
-            202: {
-                "description": "The job.",
-                "headers": {
-                    "Location": {"description": "Its path.", "schema": {"type": "string"}},
-                    REPLAYED: {
-                        "description": "`true` where the key is known and nothing was begun.",
-                        "schema": {"type": "string"},
-                    },
-                },
-            }
-        },
+        responses={202: {"description": "The job.", "headers": idempotency.HEADERS}},
     )
-    async def create(order: TrainRequest, request: Request, idempotency_key: Key = "") -> Response:
-        # Everybody has keys of their own.
-        owner = exchange.of(request.scope).key_name or ""
-        job, replayed = await jobs().create(
-            order, key=f"{owner}/{idempotency_key}" if idempotency_key else ""
-        )
-        headers = {"Location": f"/v1/train-jobs/{job.id}"} | ({REPLAYED: "true"} if replayed else {})
+    async def create(
+        order: TrainRequest, request: Request, idempotency_key: idempotency.Key = ""
+    ) -> Response:
+        key = idempotency.owned(idempotency_key, request.scope)
+        job, replayed = await jobs().create(order, key=key)
+        headers = idempotency.headers(f"/v1/train-jobs/{job.id}", replayed=replayed)
         return Response(job.model_dump_json(), 202, headers, "application/json")
 
     @routes.post(
@@ -124,28 +98,19 @@ def router(
             f"`Accept: application/json` what has happened so far, {EVENTS_AT_ONCE} events at most."
         ),
         response_model=list[JobEvent],
-        responses={200: {"description": "The events.", "content": _stream_content()}},
+        responses={200: {"description": "The events.", "content": row_stream.content(JobEvent, TrainJob)}},
     )
     async def events(
         job_id: JobId,
         request: Request,
-        after: EventId = 0,
-        last_event_id: Annotated[
-            int | None, Header(ge=0, le=2**31 - 1, description="As `after`; sent by readers that come back.")
-        ] = None,
+        after: row_stream.After = 0,
+        last_event_id: row_stream.LastEventId = None,
     ) -> Response:
-        offers = (negotiation.EVENT_STREAM, negotiation.JSON)
-        media_type = negotiation.preferred(offers, ",".join(request.headers.getlist("accept")))
-        after = after if last_event_id is None else last_event_id
-        if media_type is None:
-            raise NotAcceptable(f"accept one of {', '.join(offers)}")
-        if media_type == negotiation.JSON:
-            past = await jobs().past_events(job_id, after=after)
-            body = ",".join(event.model_dump_json(exclude_none=True) for event in past)
-            return Response(f"[{body}]", headers={"Vary": "Accept"}, media_type=media_type)
+        known = after if last_event_id is None else last_event_id
+        if row_stream.wants_list(request):
+            return row_stream.listed(await jobs().past_events(job_id, after=known))
         await jobs().get(job_id)  # a job that does not exist is a problem, and no stream
-        told = jobs().events(job_id, after=after)
-        return JobEventStream(told, in_flight, heartbeat_seconds=heartbeat_seconds)
+        return RowStream(jobs().events(job_id, after=known), in_flight)
 
     @routes.get(
         "/{job_id}/artifacts",
@@ -201,12 +166,3 @@ def _file(file: ArtifactFile) -> FileStream:
         "X-Content-Type-Options": "nosniff",
     }
     return FileStream(file.pieces, headers, file.artifact.media_type)
-
-
-def _stream_content() -> dict[str, object]:
-    """OpenAPI 3.1 has no schema for the single events of a stream; their classes are among the components."""
-    text = (
-        "Server-sent events with JSON in `data`: each `JobEvent` under its `type` and with its `id`, at last `done` "
-        "(`TrainJob`), or `error` (`Problem`) where another replica has to go on. Comments are heartbeats."
-    )
-    return {negotiation.EVENT_STREAM: {"schema": {"type": "string", "description": text}}}

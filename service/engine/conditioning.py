@@ -7,7 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -127,6 +127,16 @@ class Conditioner:
             TokenReport(
                 prompt=tokens, negative_prompt=None if order.negative_prompt is None else negative_tokens
             ),
+        )
+
+    def question(self, order: Order, prompt: ParsedPrompt) -> Conditioning:
+        """What a picture of that order is scored by: the base told `prompt`, and told nothing, without any LoRA.
+
+        Raises:
+            InvalidPrompt: as `conditioning`.
+        """
+        return self.conditioning(
+            replace(order, prompt=prompt, negative_prompt=None, guidance_scale=2.0, hand_over=None, loras=())
         )
 
     def _encode(

@@ -3,6 +3,7 @@
 import threading
 from typing import Literal
 
+from service.engine import adherence
 from service.engine.orders import Order
 
 Stage = Literal["base", "refiner", "decode"]
@@ -41,10 +42,15 @@ class Costs:
         """Seconds of the device that an order will take, were it alone."""
         rows = 2 if order.guided else 1
         base_share = 1.0 if order.hand_over is None else order.hand_over.denoising_end
-        evaluated = order.num_inference_steps * rows * order.pixels
-        one = (
-            self.seconds("base", round(base_share * evaluated))
-            + self.seconds("refiner", round((1 - base_share) * evaluated))
-            + self.seconds("decode", order.pixels)
-        )
+        base_end = base_share * order.num_inference_steps
+        first = 0 if order.start is None else order.start.step
+        end = order.num_inference_steps if order.until is None else order.until
+        base_steps = max(0.0, min(end, base_end) - first)
+        refiner_steps = max(0.0, end - max(first, base_end))
+        one = self.seconds("base", round(base_steps * rows * order.pixels))
+        one += self.seconds("refiner", round(refiner_steps * rows * order.pixels))
+        if order.question is not None:
+            one += self.seconds("base", adherence.STEPS * 2 * order.pixels)
+        elif order.until is None:
+            one += self.seconds("decode", order.pixels)
         return one * len(order.seeds)

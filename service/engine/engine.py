@@ -236,8 +236,12 @@ class Engine:
             work.begin()
             adapters = {digest: self._on_device.bring(adapter) for digest, adapter in work.adapters.items()}
             work.stacks = Stacks(work.order.loras, adapters)
-        trajectory = Trajectory(work.order, work.waiting[0], work.conditioning, self.models, work.stacks)
-        for in_force in work.stacks.texts(trajectory.steps):
+        if work.order.question is not None and work.question is None:
+            work.question = self._conditioner.question(work.order, work.order.question)
+        trajectory = Trajectory(
+            work.order, work.waiting[0], work.conditioning, self.models, work.stacks, work.question
+        )
+        for in_force in work.stacks.texts(trajectory.denoising_steps):
             if not work.is_conditioned(in_force):
                 work.condition(in_force, self._conditioner.conditioning(work.order, *in_force))
         work.spend("encode", time.perf_counter() - started)
@@ -285,10 +289,16 @@ class Engine:
 
     def _finish(self) -> None:
         """Decode the images that have made their last step, those of one size together."""
-        sizes: dict[tuple[int, int], list[tuple[Work, Trajectory]]] = {}
-        for work, trajectory in self._active:
-            if trajectory.finished and not work.cancelled:
-                sizes.setdefault((work.order.width, work.order.height), []).append((work, trajectory))
+        sizes: dict[tuple[int, int, object], list[tuple[Work, Trajectory]]] = {}
+        for work, trajectory in list(self._active):
+            if not trajectory.finished or work.cancelled:
+                continue
+            if work.order.until is not None or work.order.question is not None:
+                self._leave(work, trajectory)
+            else:
+                owner = trajectory if work.order.apart else None
+                key = work.order.width, work.order.height, owner
+                sizes.setdefault(key, []).append((work, trajectory))
         for group in sizes.values():
             self._decode(group)
 
@@ -305,8 +315,6 @@ class Engine:
         for (work, trajectory), pixels_HWC in zip(group, pictures, strict=True):
             if work not in self._works:
                 continue
-            self._active.remove((work, trajectory))
-            work.active -= 1
             work.spend("decode", seconds / len(group))
             if (found := defect(pixels_HWC, trajectory.latents)) is not None:
                 self._fail(work, UnusableImage(found, seed=trajectory.seed))
@@ -320,9 +328,17 @@ class Engine:
                     trajectory.refiner_steps,
                 )
             )
-            if work.complete:
-                self._works.remove(work)
-                work.listener(work.done())
+            self._leave(work, trajectory)
+
+    def _leave(self, work: Work, trajectory: Trajectory) -> None:
+        """An image is not on its way any more; with the last one its order has ended."""
+        self._active.remove((work, trajectory))
+        work.active -= 1
+        if work.order.apart and len(work.order.seeds) == 1:
+            work.stop_at(trajectory.snapshot(), trajectory.adherence)
+        if work.complete:
+            self._works.remove(work)
+            work.listener(work.done())
 
     def _fail_alone(self, work: Work, error: Exception) -> None:
         """End one order whose failure is its own; raise if the device has stopped answering, which is everybody's."""

@@ -13,7 +13,8 @@ import torch
 from service.engine.loras.stacks import Stack
 from service.engine.memory import MemoryProfile
 from service.engine.models import Models
-from service.engine.trajectory import Row, Trajectory
+from service.engine.rows import Row
+from service.engine.trajectory import Trajectory
 from service.errors import DarkroomError, OutOfDeviceMemory
 
 Item = TypeVar("Item")

@@ -8,6 +8,7 @@ import numpy as np
 from darkroom.types import LoraScope, SchedulerName, Timings, TokenReport
 from lora_registry.records import Component
 from service.engine.prompts import ParsedPrompt
+from service.engine.snapshots import Snapshot
 
 Size = tuple[int, int]
 """(height, width) in pixels, as diffusers' micro-conditioning has it."""
@@ -21,6 +22,11 @@ class HandOver:
     """0..1, the share of the noise schedule that the base does."""
     aesthetic_score: float
     negative_aesthetic_score: float
+
+
+def name_of_sham(digest: str, seed: int) -> str:
+    """What the sham of an adapter is called where adapters are held by digest."""
+    return f"{digest}+sham-{seed}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class LoraOrder:
     @property
     def adapter(self) -> str:
         """What its adapter is called in memory: the digest of the file, and what was made of it."""
-        return self.digest if self.sham is None else f"{self.digest}+sham-{self.sham}"
+        return self.digest if self.sham is None else name_of_sham(self.digest, self.sham)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,15 @@ class Order:
     negative_target_size: Size | None
     loras: tuple[LoraOrder, ...] = ()
     previews: bool = False
+    apart: bool = False
+    """Share no pass of the UNet or the VAE with other images: the pictures are then the same to the last bit, whoever
+    is served meanwhile. (A pass of more rows rounds otherwise.)"""
+    start: Snapshot | None = None
+    """Go on from here; for one image."""
+    until: int | None = None
+    """Stop after so many steps; the end is then a snapshot, and no picture. For one image."""
+    question: ParsedPrompt | None = None
+    """Score how well the finished image fits this prompt (see `adherence`), and decode no picture. For one image."""
 
     @property
     def guided(self) -> bool:
@@ -112,11 +127,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Done:
-    """Every image of the order is finished; seconds are shares of the device's time, queue and total of the clock."""
+    """The order has ended; seconds are shares of the device's time, queue and total of the clock."""
 
     pictures: tuple[Picture, ...]
     tokens: TokenReport
     timings: Timings
+    snapshot: Snapshot | None = None
+    """Of an order for one image that is `apart`: where it stopped, be it on the way or at the end."""
+    adherence: float | None = None
+    """Where the order had a question."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from service.engine.costs import Stage
 from service.engine.loras.arranged import Arranged
 from service.engine.loras.stacks import Stacks, TextInForce
 from service.engine.orders import Done, Listener, Order, Picture
+from service.engine.snapshots import Snapshot
 
 
 class Work:
@@ -32,6 +33,10 @@ class Work:
         """Images on their way."""
         self.stacks: Stacks | None = None
         """Once the adapters are on the device."""
+        self.question: Conditioning | None = None
+        """Of the prompt that the image is scored by, where the order asks."""
+        self._snapshot: Snapshot | None = None
+        self._adherence: float | None = None
         self._conditionings: dict[tuple[TextInForce, TextInForce], Conditioning] = {}
         self._pictures: dict[int, Picture] = {}
         self._seconds: defaultdict[Stage | Literal["encode"], float] = defaultdict(float)
@@ -49,8 +54,8 @@ class Work:
 
     @property
     def complete(self) -> bool:
-        """Whether every image is finished."""
-        return len(self._pictures) == len(self.order.seeds)
+        """Whether every image has come to the end that the order wants of it."""
+        return not (self.waiting or self.active)
 
     def begin(self) -> None:
         """Note that it waits no longer."""
@@ -76,6 +81,10 @@ class Work:
         """Take a finished image in."""
         self._pictures[picture.index] = picture
 
+    def stop_at(self, snapshot: Snapshot, adherence: float | None) -> None:
+        """Take in how far its image got, and its score."""
+        self._snapshot, self._adherence = snapshot, adherence
+
     def done(self) -> Done:
         """The order's end, once it is complete."""
         conditioning = next(iter(self._conditionings.values()))
@@ -91,4 +100,6 @@ class Work:
                 encode_image=0.0,
                 total=time.perf_counter() - self._submitted_at,
             ),
+            snapshot=self._snapshot,
+            adherence=self._adherence,
         )

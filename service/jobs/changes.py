@@ -1,48 +1,26 @@
-"""One job's row, locked: what changes in it and the events that tell of it are written together or not at all."""
+"""One train job's row, locked, and the moves from state to state."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
-
-from sqlalchemy import Connection, Row, insert, select, update
+from typing import Final
 
 from darkroom.types import JobStage, JobState, Problem
-from darkroom.types.train import JobEventType
 from lora_registry.database import Database
 from service.jobs.errors import JobNotFound
+from service.store.changes import Change, locked
 from service.store.schema import events, jobs
 
 ENDED: Final[tuple[JobState, ...]] = ("succeeded", "failed", "cancelled")
 
 
-class JobChange:
-    """Collects what shall be different; `changing` writes it. `row` is as it was before."""
+class JobChange(Change):
+    """A Change of a train job; its events are JobEvents."""
 
-    def __init__(self, connection: Connection, row: Row[Any], now_ms: int) -> None:
-        self.connection, self.row, self.now_ms = connection, row, now_ms
-        self._values: dict[str, Any] = {}
-        self._events: list[dict[str, Any]] = []
-
-    def set(self, **values: Any) -> None:
-        """Give columns new values."""
-        self._values |= values
-
-    def event(self, type: JobEventType, **data: Any) -> None:
-        """Add an event with the next number; `data` are fields of a JobEvent, those that are None left out."""
-        self._events.append(
-            {
-                "job_id": self.row.id,
-                "id": self.row.next_event + len(self._events),
-                "type": type,
-                "at_ms": self.now_ms,
-                "data": json.dumps({name: value for name, value in data.items() if value is not None}),
-            }
-        )
+    rows, teller = jobs, events.c.job_id
 
     def stage(self, stage: JobStage) -> None:
         """Move to a stage; nothing where it is there already."""
-        if stage != self._values.get("stage", self.row.stage):
+        if stage != self.value("stage"):
             self.set(stage=stage)
             self.event("stage", stage=stage, step=self.row.step)
 
@@ -65,12 +43,6 @@ class JobChange:
         self.set(problem=problem.model_dump_json())
         self.end("failed", problem.detail)
 
-    def write(self) -> None:
-        values = self._values | {"next_event": self.row.next_event + len(self._events)}
-        self.connection.execute(update(jobs).where(jobs.c.id == self.row.id).values(values))
-        if self._events:
-            self.connection.execute(insert(events), self._events)
-
 
 @contextmanager
 def changing(database: Database, job_id: str, now_ms: int) -> Iterator[JobChange]:
@@ -80,8 +52,7 @@ def changing(database: Database, job_id: str, now_ms: int) -> Iterator[JobChange
         JobNotFound
     """
     with database.write() as connection:
-        # PostgreSQL locks the row; on SQLite a writing transaction is alone anyway.
-        found = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
+        found = locked(connection, jobs, job_id)
         if found is None:
             raise JobNotFound(job_id)
         change = JobChange(connection, found, now_ms)

@@ -15,8 +15,8 @@ from lora_registry.errors import CatalogUnavailable
 from lora_registry.faults import point
 from lora_registry.incoming import storage_errors
 from service.jobs.changes import JobChange, changing
-from service.jobs.errors import LeaseLost
 from service.jobs.rows import finite, get_job
+from service.store.errors import LeaseLost
 from service.store.files import hold_off_collection, put_bytes, read_bytes
 from service.store.schema import artifacts, jobs
 

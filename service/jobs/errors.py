@@ -30,25 +30,9 @@ class JobNotRetryable(DarkroomError):
         self.job_id, self.state = job_id, state
 
 
-class KeyReused(DarkroomError):
-    """An idempotency key came a second time, with another body."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"Idempotency-Key '{key[:80]}' was used for another train job; choose a new one")
-        self.key = key
-
-
 class NotClaimable(DarkroomError):
     """The job has ended, or another process works on it."""
 
     def __init__(self, job_id: str, fact: str) -> None:
         super().__init__(f"train job '{job_id}' cannot be claimed: {fact}")
-        self.job_id = job_id
-
-
-class LeaseLost(DarkroomError):
-    """Another process has the job, or it has ended: this one's write was refused."""
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"train job '{job_id}' is no longer this process's to change; it must stop")
         self.job_id = job_id

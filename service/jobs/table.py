@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO, Final
 
-from sqlalchemy import Row, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import select
 
 from darkroom.types import (
     JobEvent,
@@ -33,10 +32,11 @@ from lora_registry.incoming import storage_errors
 from lora_registry.records import GcReport
 from service.jobs.changes import ENDED, JobChange, changing
 from service.jobs.claims import Claim
-from service.jobs.errors import ArtifactNotFound, JobNotFound, JobNotRetryable, KeyReused, NotClaimable
+from service.jobs.errors import ArtifactNotFound, JobNotFound, JobNotRetryable, NotClaimable
 from service.jobs.rows import artifact_from, event_from, get_job, jobs_from
 from service.store.cursors import before, cursor_at
 from service.store.files import begin_collection
+from service.store.keys import insert_once, row_made_with
 from service.store.schema import artifacts, events, jobs
 
 MAX_LIMIT: Final = 500
@@ -75,19 +75,10 @@ class JobTable:
             KeyReused: the key came with another body before.
         """
         now = self._now_ms()
-        values = _fresh_row(request, max_train_steps, now) | {
-            "idempotency_key": key or None,
-            "fingerprint": fingerprint or None,
-        }
+        values = _fresh_row(request, max_train_steps, now)
         with self._database.write() as connection:
-            dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-            statement = dialect.insert(jobs).values(values).on_conflict_do_nothing().returning(jobs.c.id)
-            replayed = connection.execute(statement).one_or_none() is None
-            which = jobs.c.idempotency_key == key if replayed else jobs.c.id == values["id"]
-            row = connection.execute(select(jobs).where(which)).one()
-            if replayed:
-                _check_same(row, key, fingerprint)
-            else:
+            row, replayed = insert_once(connection, jobs, values, key=key, fingerprint=fingerprint)
+            if not replayed:
                 change = JobChange(connection, row, now)
                 change.event("state", state="queued")
                 change.write()
@@ -96,11 +87,8 @@ class JobTable:
     def made_with(self, key: str, fingerprint: str) -> TrainJob | None:
         """The job that this idempotency key made out of the same body, if there is one. Raises KeyReused."""
         with self._database.read() as connection:
-            row = connection.execute(select(jobs).where(jobs.c.idempotency_key == key)).one_or_none()
-            if row is None:
-                return None
-            _check_same(row, key, fingerprint)
-            return jobs_from(connection, [row])[0]
+            row = row_made_with(connection, jobs, key, fingerprint)
+            return None if row is None else jobs_from(connection, [row])[0]
 
     def get(self, job_id: str) -> TrainJob:
         """The job as it stands, with its files.
@@ -321,11 +309,6 @@ _PROCESS_DIED: Final = Problem(
     "its machine, and retry the job",
     code="process_died",
 )
-
-
-def _check_same(row: Row[Any], key: str, fingerprint: str) -> None:
-    if row.fingerprint != (fingerprint or None):
-        raise KeyReused(key)
 
 
 def _fresh_row(request: TrainRequest, max_train_steps: int, now_ms: int) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from darkroom.types import Problem
 from lora_registry.errors import RegistryError
 from service.errors import DarkroomError
 from service.jobs.claims import Claim
-from service.jobs.errors import JobNotFound, LeaseLost, NotClaimable
+from service.jobs.errors import JobNotFound, NotClaimable
 from service.jobs.processes import Holder
 from service.jobs.table import JobTable
+from service.store.errors import LeaseLost
 
 Reason = Literal["cancelled", "leave", "lost"]
 

@@ -1,1 +1,1 @@
-"""Datasets and jobs in SQL: the tables, their schema through time, and nothing that decides."""
+"""Datasets, train jobs and comparisons in SQL: the tables, their schema through time, and nothing that decides."""

@@ -1,4 +1,4 @@
-"""The database of datasets and train jobs: SQLite in a file of its own, or the registry's PostgreSQL."""
+"""The database of datasets, train jobs and comparisons: SQLite in a file of its own, or the registry's PostgreSQL."""
 
 from pathlib import Path
 

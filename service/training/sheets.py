@@ -1,4 +1,4 @@
-"""Pictures to look at: the curve of the loss, and a labelled sheet of pictures. Drawn by Pillow."""
+"""Pictures to look at: the curve of the loss, and a labelled sheet of pictures."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,9 +7,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from service.images import encode_png
+from service.reports.grid import Column, Grid, Group, Row, cell_edge, drawn
 
 INK, PAPER, GRID, FAINT = (28, 28, 34), (255, 255, 255), (224, 224, 228), (178, 196, 232)
 LINE: Final = (42, 84, 220)
+CELL_PX: Final = 256
+"""The most that a picture on a sheet has: there are many of them, and they are to be compared at a glance."""
 CURVE_PX: Final = (900, 420)
 MARGIN_PX: Final = (64, 24, 20, 44)
 """Left, top, right, bottom."""
@@ -52,38 +55,7 @@ def contact_sheet(
     rows: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str], column_labels: Sequence[str]
 ) -> bytes:
     """PNG of pictures in rows and columns, labels wrapped. Small pictures are enlarged without smoothing."""
-    edge = max(picture.shape[0] for row in rows for picture in row)
-    cell = 128 if edge <= 128 else 256
-    font = ImageFont.load_default(13)
-    gap, left = 6, 150
-    head = 8 + 16 * max((len(_wrapped(label, cell, font)) for label in column_labels), default=0)
-    columns = max(len(row) for row in rows)
-    image = Image.new("RGB", (left + columns * (cell + gap), head + len(rows) * (cell + gap)), PAPER)
-    draw = ImageDraw.Draw(image)
-    for column, label in enumerate(column_labels):
-        for line, text in enumerate(_wrapped(label, cell, font)):
-            draw.text((left + column * (cell + gap), 4 + 16 * line), text, fill=INK, font=font)
-    for line, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
-        y = head + line * (cell + gap)
-        for at, text in enumerate(_wrapped(label, left - 12, font)):
-            draw.text((6, y + 4 + 16 * at), text, fill=INK, font=font)
-        for column, picture in enumerate(row):
-            image.paste(_fitted(picture, cell), (left + column * (cell + gap), y))
-    return encode_png(np.asarray(image))
-
-
-def _fitted(picture: np.ndarray, cell: int) -> Image.Image:
-    image = Image.fromarray(picture)
-    scale = cell / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-
-
-def _wrapped(text: str, width_px: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width_px:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
+    labelled = [Row(label, list(row)) for row, label in zip(rows, row_labels, strict=True)]
+    grid = Grid([Column(label) for label in column_labels], [Group(labelled)])
+    edge = cell_edge(max(picture.shape[:2]) for row in rows for picture in row)
+    return drawn(grid, min(edge, CELL_PX))

@@ -5,16 +5,21 @@
 """
 
 from darkroom._async_client import AsyncDarkroom
+from darkroom._async_comparison_result import AsyncComparedCell, AsyncComparisonResult
+from darkroom._async_comparisons import AsyncComparisons
 from darkroom._async_datasets import AsyncDatasetLibrary
 from darkroom._async_loras import AsyncLoraRegistry
 from darkroom._async_train import AsyncTrainJobs
 from darkroom._client import Darkroom
+from darkroom._comparison_result import ComparedCell, ComparisonResult
+from darkroom._comparisons import Comparisons
 from darkroom._connection import Timeouts
 from darkroom._datasets import DatasetLibrary
 from darkroom._errors import (
     APIError,
     AuthenticationFailed,
     BadResponse,
+    CompareFailed,
     Conflict,
     ConnectionFailed,
     DarkroomError,
@@ -38,7 +43,14 @@ from darkroom._streams import AsyncStream, Progress, Stream, StreamEvent
 from darkroom._train import TrainJobs
 from darkroom.types import (
     Accepted,
+    Arm,
     BlendSource,
+    CompareCell,
+    CompareEvent,
+    ComparePlan,
+    CompareRequest,
+    CompareVerdict,
+    Comparison,
     Dataset,
     DatasetSummary,
     FieldError,
@@ -50,9 +62,11 @@ from darkroom.types import (
     LoraUse,
     LoraVersion,
     Output,
+    PictureSettings,
     Problem,
     Receipt,
     Refiner,
+    SeedCount,
     ServiceInfo,
     Timings,
     TokenReport,
@@ -64,6 +78,10 @@ from darkroom.types import (
 __all__ = [
     "APIError",
     "Accepted",
+    "Arm",
+    "AsyncComparedCell",
+    "AsyncComparisonResult",
+    "AsyncComparisons",
     "AsyncDarkroom",
     "AsyncDatasetLibrary",
     "AsyncLoraRegistry",
@@ -72,6 +90,16 @@ __all__ = [
     "AuthenticationFailed",
     "BadResponse",
     "BlendSource",
+    "CompareCell",
+    "CompareEvent",
+    "CompareFailed",
+    "ComparePlan",
+    "CompareRequest",
+    "CompareVerdict",
+    "ComparedCell",
+    "Comparison",
+    "ComparisonResult",
+    "Comparisons",
     "Conflict",
     "ConnectionFailed",
     "Darkroom",
@@ -97,11 +125,13 @@ __all__ = [
     "PayloadTooLarge",
     "PermissionDenied",
     "PictureFile",
+    "PictureSettings",
     "Problem",
     "Progress",
     "RateLimited",
     "Receipt",
     "Refiner",
+    "SeedCount",
     "ServerError",
     "ServiceInfo",
     "Stream",

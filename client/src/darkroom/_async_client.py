@@ -2,25 +2,37 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from darkroom import _calls, _http
+from darkroom._async_comparison_result import AsyncComparisonResult
+from darkroom._async_comparisons import AsyncComparisons
 from darkroom._async_datasets import AsyncDatasetLibrary
 from darkroom._async_loras import AsyncLoraRegistry
 from darkroom._async_train import AsyncTrainJobs
+from darkroom._compare_options import CompareOptions, compare_request
 from darkroom._connection import DEFAULT_MAX_RETRIES, Timeouts, resolve
 from darkroom._errors import DarkroomError, refused_before_sending
 from darkroom._exchange import Failure, Outcome, Outside, Send, Sleep, Steps, exchange
+from darkroom._following import EndT, EventT, Followed, Following
 from darkroom._images import Generation
-from darkroom._job_events import Following, Told
 from darkroom._options import Loras, Options, lora_uses, request_from
+from darkroom._progress_bar import OnEvent
 from darkroom._replies import Reply
 from darkroom._streams import AsyncStream, Reading, of_pictures
 from darkroom._waiting import until_ready
-from darkroom.types import GenerateRequest, Output, Refiner, SchedulerName, ServiceInfo, TrainJob
+from darkroom.types import (
+    CompareEvent,
+    ComparePlan,
+    GenerateRequest,
+    Output,
+    Refiner,
+    SchedulerName,
+    ServiceInfo,
+)
 
 E = TypeVar("E")
 T = TypeVar("T")
@@ -120,6 +132,24 @@ class AsyncDarkroom:
         call = _calls.stream(request)
         return AsyncStream(self._events(of_pictures(call, self._connection, self._outside)))
 
+    async def compare(
+        self,
+        prompts: str | Iterable[str],
+        *,
+        on_event: bool | OnEvent[CompareEvent] = True,
+        timeout_seconds: float | None = None,
+        **options: Unpack[CompareOptions],
+    ) -> AsyncComparisonResult:
+        """Whether something helped, as `Darkroom.compare`."""
+        run = await self.comparisons.create(compare_request(prompts, options))
+        return await self.comparisons.wait(run, on_event=on_event, timeout_seconds=timeout_seconds)
+
+    async def plan_comparison(
+        self, prompts: str | Iterable[str], **options: Unpack[CompareOptions]
+    ) -> ComparePlan:
+        """What the same comparison would come to, as `Darkroom.plan_comparison`."""
+        return await self.comparisons.plan(compare_request(prompts, options))
+
     @property
     def loras(self) -> AsyncLoraRegistry:
         """The LoRAs that the service has, as `Darkroom.loras`."""
@@ -133,7 +163,12 @@ class AsyncDarkroom:
     @property
     def train(self) -> AsyncTrainJobs:
         """Train jobs, as `Darkroom.train`."""
-        return AsyncTrainJobs(self._call, self._job_events)
+        return AsyncTrainJobs(self._call, self._follow)
+
+    @property
+    def comparisons(self) -> AsyncComparisons:
+        """Comparisons one by one, as `Darkroom.comparisons`."""
+        return AsyncComparisons(self._call, self._follow)
 
     async def info(self) -> ServiceInfo:
         """What the service is and what it can do."""
@@ -182,11 +217,11 @@ class AsyncDarkroom:
         if not reading.ended:
             raise reading.cut_short()
 
-    async def _job_events(
-        self, job: TrainJob | str, after: int, timeout_seconds: float | None
-    ) -> AsyncGenerator[Told, None]:
+    async def _follow(
+        self, followed: Followed[EventT, EndT], after: int, timeout_seconds: float | None
+    ) -> AsyncGenerator[EventT | EndT, None]:
         following = Following(
-            job, self._connection, self._outside, after=after, timeout_seconds=timeout_seconds
+            followed, self._connection, self._outside, after=after, timeout_seconds=timeout_seconds
         )
         while not following.ended:
             try:
@@ -196,7 +231,7 @@ class AsyncDarkroom:
                         yield told
             except DarkroomError as error:
                 wait_seconds = following.lost(error)
-                _log.info(f"lost the events of a train job ({error}); asking again in {wait_seconds:.1f} s")
+                _log.info(f"lost {following} ({error}); asking again in {wait_seconds:.1f} s")
                 await self._sleep(wait_seconds)
 
     async def _run(self, steps: Steps[T], reading: Reading[E] | None = None) -> T:

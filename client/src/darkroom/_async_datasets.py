@@ -3,24 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from typing import Protocol, TypeVar, Unpack
+from typing import Unpack
 
 from darkroom import _dataset_calls
-from darkroom._calls import Call
+from darkroom._callers import AsyncCaller
 from darkroom._dataset_calls import Invalid, SynthesisOptions
 from darkroom._files import PictureFile
 from darkroom._packing import Pictures, archive_of
 from darkroom._transfers import Told, Upload
 from darkroom.types import Dataset, DatasetSummary
 from darkroom.types.datasets import SynthesisRecipe
-
-T = TypeVar("T")
-
-
-class AsyncCaller(Protocol):
-    """Makes a call, as the client that it belongs to does."""
-
-    async def __call__(self, call: Call[T], /) -> T: ...
 
 
 class AsyncDatasetLibrary:

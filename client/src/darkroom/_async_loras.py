@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Protocol, TypeVar, Unpack
+from typing import Unpack
 
 from darkroom import _lora_calls
-from darkroom._calls import Call
+from darkroom._callers import AsyncCaller
 from darkroom._transfers import Download, File, Told, Upload, opened
 from darkroom.types import (
     BlendSource,
@@ -18,14 +18,6 @@ from darkroom.types import (
     LoraServed,
     LoraVersion,
 )
-
-T = TypeVar("T")
-
-
-class AsyncCaller(Protocol):
-    """Makes a call, as the client that it belongs to does."""
-
-    async def __call__(self, call: Call[T], /) -> T: ...
 
 
 class AsyncLoraRegistry:

@@ -1,19 +1,18 @@
 """`client.train` of `AsyncDarkroom`. `_train` is its twin: change both."""
 
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from os import PathLike
 from pathlib import Path
-from typing import Protocol, TypeVar, Unpack
+from typing import Unpack
 
 from darkroom import _train_calls
-from darkroom._calls import Call
+from darkroom._callers import AsyncCaller, AsyncListener
 from darkroom._errors import TrainFailed
-from darkroom._job_events import Told
-from darkroom._progress_bar import OnEvent, shown
+from darkroom._progress_bar import OnEvent, TrainLine, shown
 from darkroom._train_calls import TrainOptions
-from darkroom._transfers import Download
+from darkroom._transfers import Download, target
 from darkroom._transfers import Told as Moved
 from darkroom.types import (
     Dataset,
@@ -25,22 +24,6 @@ from darkroom.types import (
     TrainJob,
     TrainRequest,
 )
-
-T = TypeVar("T")
-
-
-class AsyncCaller(Protocol):
-    """Makes a call, as the client that it belongs to does."""
-
-    async def __call__(self, call: Call[T], /) -> T: ...
-
-
-class AsyncListener(Protocol):
-    """Hears of a job until its end, which it gives last."""
-
-    def __call__(
-        self, job: TrainJob | str, after: int, timeout_seconds: float | None, /
-    ) -> AsyncGenerator[Told, None]: ...
 
 
 class AsyncTrainJobs:
@@ -142,18 +125,19 @@ class AsyncTrainJobs:
 
     async def events(self, job: TrainJob | str, *, after: int = 0) -> AsyncIterator[JobEvent]:
         """What happens to a job until its end, as `TrainJobs.events`."""
-        async with aclosing(self._listen(job, after, None)) as listening:
+        async with aclosing(self._listen(_train_calls.followed(job), after, None)) as listening:
             async for told in listening:
                 if isinstance(told, JobEvent):
                     yield told
 
     async def wait(
-        self, job: TrainJob | str, *, progress: bool | OnEvent = True, timeout: float | None = None
+        self, job: TrainJob | str, *, progress: bool | OnEvent[JobEvent] = True, timeout: float | None = None
     ) -> TrainJob:
         """A job once it has succeeded, as `TrainJobs.wait`; a function that hears of it is not awaited."""
         found = await self.get(job)
-        with shown(progress, found) as hear:
-            async with aclosing(self._listen(job, 0, timeout)) as listening:
+        events = self._listen(_train_calls.followed(job), 0, timeout)
+        with shown(progress, TrainLine(found)) as hear:
+            async with aclosing(events) as listening:
                 async for told in listening:
                     if isinstance(told, JobEvent):
                         hear(told)
@@ -176,7 +160,6 @@ class AsyncTrainJobs:
     ) -> Path:
         """One of them as a file, and where it is now: as `TrainJobs.download`."""
         digest = _train_calls.named(await self.artifacts(job), job, name).digest
-        target = _train_calls.target(Path(path), name)
-        with Download(target, digest=digest, progress=progress) as download:
+        with Download(target(Path(path), name), digest=digest, progress=progress) as download:
             await self._call(_train_calls.download(job, name, download))
             return download.finish()

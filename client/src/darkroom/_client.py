@@ -2,25 +2,37 @@
 
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from darkroom import _calls, _http
+from darkroom._compare_options import CompareOptions, compare_request
+from darkroom._comparison_result import ComparisonResult
+from darkroom._comparisons import Comparisons
 from darkroom._connection import DEFAULT_MAX_RETRIES, Timeouts, resolve
 from darkroom._datasets import DatasetLibrary
 from darkroom._errors import DarkroomError, refused_before_sending
 from darkroom._exchange import Failure, Outcome, Outside, Send, Sleep, Steps, exchange
+from darkroom._following import EndT, EventT, Followed, Following
 from darkroom._images import Generation
-from darkroom._job_events import Following, Told
 from darkroom._loras import LoraRegistry
 from darkroom._options import Loras, Options, lora_uses, request_from
+from darkroom._progress_bar import OnEvent
 from darkroom._replies import Reply
 from darkroom._streams import Reading, Stream, of_pictures
 from darkroom._train import TrainJobs
 from darkroom._waiting import until_ready
-from darkroom.types import GenerateRequest, Output, Refiner, SchedulerName, ServiceInfo, TrainJob
+from darkroom.types import (
+    CompareEvent,
+    ComparePlan,
+    GenerateRequest,
+    Output,
+    Refiner,
+    SchedulerName,
+    ServiceInfo,
+)
 
 E = TypeVar("E")
 T = TypeVar("T")
@@ -160,6 +172,49 @@ class Darkroom:
         call = _calls.stream(request)
         return Stream(self._events(of_pictures(call, self._connection, self._outside)))
 
+    def compare(
+        self,
+        prompts: str | Iterable[str],
+        *,
+        on_event: bool | OnEvent[CompareEvent] = True,
+        timeout_seconds: float | None = None,
+        **options: Unpack[CompareOptions],
+    ) -> ComparisonResult:
+        """Whether something helped: every arm draws the same prompts and seeds, and is held against the first one.
+
+        An arm is a name and what it changes of `base`, `{"plain": {}, "ink": {"loras": ["ink@2"]}}`; `axes` and a
+        `preset` make more of them. `seeds` is a list, or how many. `metric` names beforehand what decides. All
+        keywords are those of `CompareRequest`. Returns when all is drawn and measured; meanwhile a line on a terminal
+        shows how far it is, `on_event=False` leaves it out, and a function is called with every event.
+
+        Raises: `InvalidRequest`, before anything is sent where a value cannot be right; `CompareFailed` where it
+        fails as a whole or is cancelled (cells that failed are in the result); `Timeout` after `timeout_seconds`,
+        while the service goes on.
+
+        >>> result = client.compare(
+        ...     ["a fox", "a cat"],
+        ...     seeds=8,
+        ...     base={"num_inference_steps": 20},
+        ...     arms={"plain": {}, "blurry": {"negative_prompt": "blurry"}},
+        ...     metric="sharpness",
+        ... )
+        >>> result
+        <ComparisonResult cmp_1 succeeded: 2 arms × 2 prompts × 8 seeds, 32 of 32 cells>
+        >>> [verdict.pairs for verdict in result.verdicts if verdict.decides]
+        [16]
+        """
+        run = self.comparisons.create(compare_request(prompts, options))
+        return self.comparisons.wait(run, on_event=on_event, timeout_seconds=timeout_seconds)
+
+    def plan_comparison(self, prompts: str | Iterable[str], **options: Unpack[CompareOptions]) -> ComparePlan:
+        """What the same comparison would come to: arms, pictures, evaluations, seconds. Nothing is drawn.
+
+        >>> plan = client.plan_comparison("a fox", axes={"guidance_scale": [5, 9, 13]})
+        >>> [arm.name for arm in plan.arms], plan.cells
+        (['guidance_scale=5', 'guidance_scale=9', 'guidance_scale=13'], 24)
+        """
+        return self.comparisons.plan(compare_request(prompts, options))
+
     @property
     def loras(self) -> LoraRegistry:
         """The LoRAs that the service has: publish, list, move aliases, download."""
@@ -173,7 +228,12 @@ class Darkroom:
     @property
     def train(self) -> TrainJobs:
         """Train jobs: begin one, wait for it, hear of its steps, cancel it, fetch what it made."""
-        return TrainJobs(self._call, self._job_events)
+        return TrainJobs(self._call, self._follow)
+
+    @property
+    def comparisons(self) -> Comparisons:
+        """Comparisons one by one: begin one, wait for it, hear of its cells, cancel it, fetch what it made."""
+        return Comparisons(self._call, self._follow)
 
     def info(self) -> ServiceInfo:
         """What the service is and what it can do.
@@ -231,11 +291,11 @@ class Darkroom:
         if not reading.ended:
             raise reading.cut_short()
 
-    def _job_events(
-        self, job: TrainJob | str, after: int, timeout_seconds: float | None
-    ) -> Generator[Told, None, None]:
+    def _follow(
+        self, followed: Followed[EventT, EndT], after: int, timeout_seconds: float | None
+    ) -> Generator[EventT | EndT, None, None]:
         following = Following(
-            job, self._connection, self._outside, after=after, timeout_seconds=timeout_seconds
+            followed, self._connection, self._outside, after=after, timeout_seconds=timeout_seconds
         )
         while not following.ended:
             try:
@@ -245,7 +305,7 @@ class Darkroom:
                         yield told
             except DarkroomError as error:
                 wait_seconds = following.lost(error)
-                _log.info(f"lost the events of a train job ({error}); asking again in {wait_seconds:.1f} s")
+                _log.info(f"lost {following} ({error}); asking again in {wait_seconds:.1f} s")
                 self._sleep(wait_seconds)
 
     def _run(self, steps: Steps[T], reading: Reading[E] | None = None) -> T:

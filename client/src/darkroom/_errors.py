@@ -6,6 +6,7 @@ DarkroomError
 ├── Timeout                   this client's own patience ran out
 ├── BadResponse               an answer that no Darkroom gives: a proxy's page, a redirect, half a JSON
 ├── TrainFailed               a train job that was waited for has failed or was cancelled (`.job`)
+├── CompareFailed             the same of a comparison (`.comparison`); cells that failed are no reason for it
 └── APIError                  the service said no, and why (`.problem`, `.status`)
     ├── InvalidRequest        400, 422; also raised before anything is sent
     ├── AuthenticationFailed  401        PermissionDenied  403
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 
 from pydantic import ValidationError
 
-from darkroom.types import FieldError, Problem, TrainJob
+from darkroom.types import Comparison, FieldError, Problem, TrainJob
 from darkroom.types.faults import invalid_request
 
 # Arguments are positional all the way down so that exceptions survive pickling, as multiprocessing needs.
@@ -72,6 +73,27 @@ class TrainFailed(DarkroomError):
         job = self.job
         what = f"train job {job.id} of {job.name!r} {_ENDS.get(job.state, job.state)} at step {job.step}"
         return what if job.problem is None else f"{what}: {job.problem.detail} ({job.problem.code})"
+
+
+class CompareFailed(DarkroomError):
+    """A comparison ended before its end: `.comparison.state` is `failed`, and `.problem` says why, or `cancelled`.
+
+    What was drawn until then is kept: `client.comparisons.result(failed.comparison)`.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        super().__init__(comparison)
+        self.comparison = comparison
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why it failed; None where it was cancelled."""
+        return self.comparison.problem
+
+    def __str__(self) -> str:
+        run = self.comparison
+        what = f"comparison {run.id} {_ENDS.get(run.state, run.state)} at cell {run.done} of {run.plan.cells}"
+        return what if run.problem is None else f"{what}: {run.problem.detail} ({run.problem.code})"
 
 
 _ENDS = {"failed": "failed", "cancelled": "was cancelled"}

@@ -16,6 +16,7 @@ from darkroom.types import (
     LoraReceipt,
     LoraServed,
     LoraVersion,
+    PictureSettings,
     PromptTokens,
     Receipt,
     Refiner,
@@ -29,6 +30,7 @@ _EDGE = 64
 """Pixels of a picture whose request names no size."""
 _TILES = 8
 """Along each edge; every size that a request may have is a multiple of it."""
+_SHAPING = {*PictureSettings.model_fields} - {"width", "height"}
 
 
 def can_encode(image_format: ImageFormat) -> bool:
@@ -53,12 +55,29 @@ def generated(request: GenerateRequest, number: int, loras: Sequence[LoraVersion
 
 def preview(request: GenerateRequest, seed: int) -> bytes:
     """The same picture at one pixel a tile, as a PNG."""
-    return _png(_pixels(_recipe(request, seed), _TILES, _TILES), _TILES, _TILES)
+    return png(tiles(request, seed))
+
+
+def tiles(request: GenerateRequest, seed: int) -> list[bytes]:
+    """The same as rows of RGB."""
+    return _pixels(_recipe(request, seed), _TILES, _TILES)
+
+
+def png(rows: list[bytes]) -> bytes:
+    """An 8-bit RGB PNG (ISO/IEC 15948): header, one run of deflated rows with filter 0 each, end."""
+    header = struct.pack(">IIBBBBB", len(rows[0]) // 3, len(rows), 8, 2, 0, 0, 0)
+    deflated = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = [(b"IHDR", header), (b"IDAT", deflated), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
 
 
 def _recipe(request: GenerateRequest, seed: int) -> str:
-    loras = "".join(f"{use.ref} {use.weight} {use.scope} " for use in request.loras)
-    return f"{loras}{seed} {request.negative_prompt!r} {request.prompt}"
+    """What a picture depends on, its size apart."""
+    settings = request.model_dump_json(include=_SHAPING)
+    return f"{seed} {request.prompt} {settings}"
 
 
 def _image(request: GenerateRequest, index: int, seed: int, loras: Sequence[LoraVersion]) -> GeneratedImage:
@@ -87,24 +106,13 @@ def _pixels(recipe: str, width: int, height: int) -> list[bytes]:
 
 def _encoded(rows: list[bytes], width: int, height: int, request: GenerateRequest) -> bytes:
     if request.output.format == "png":
-        return _png(rows, width, height)
+        return png(rows)
     import PIL.Image
 
     file = io.BytesIO()
     picture = PIL.Image.frombytes("RGB", (width, height), b"".join(rows))
     picture.save(file, request.output.format, quality=request.output.quality)
     return file.getvalue()
-
-
-def _png(rows: list[bytes], width: int, height: int) -> bytes:
-    """An 8-bit RGB PNG (ISO/IEC 15948): header, one run of deflated rows with filter 0 each, end."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    deflated = zlib.compress(b"".join(b"\0" + row for row in rows))
-    chunks = [(b"IHDR", header), (b"IDAT", deflated), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    )
 
 
 def _receipt(

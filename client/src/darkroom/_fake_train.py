@@ -2,22 +2,20 @@
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from darkroom._calls import EVENT_STREAM
 from darkroom._errors import refusal_of
+from darkroom._fake_answers import answered, listed, refused, told
 from darkroom._fake_loras import Answer, Asked, FakeLoras, Refused
 from darkroom._fake_pictures import preview
 from darkroom.types import (
     EvaluationCard,
-    FieldError,
     GenerateRequest,
     JobEvent,
     LoraVersion,
@@ -64,31 +62,31 @@ class FakeTraining:
             case "POST", [""]:
                 return self._create(_request(asked), asked)
             case "POST", ["estimate"]:
-                return _answer(_estimate(_filled_in(_request(asked))))
+                return answered(_estimate(_filled_in(_request(asked))))
             case "GET", [""]:
-                return _answer(TrainJobPage(items=self._listed(asked.query.get("state", []))))
+                return answered(TrainJobPage(items=self._listed(asked.query.get("state", []))))
             case "GET", [job_id]:
-                return _answer(self._find(job_id).job)
+                return answered(self._find(job_id).job)
             case "DELETE", [job_id]:
-                return _answer(self._find(job_id).job)
+                return answered(self._find(job_id).job)
             case "POST", [job_id, "retry"]:
                 return self._retry(self._find(job_id))
             case "GET", [job_id, "events"]:
-                return _events(self._find(job_id), asked)
+                kept = self._find(job_id)
+                return told(kept.events, kept.job, asked)
             case "GET", [job_id, "artifacts"]:
-                artifacts = self._find(job_id).job.artifacts
-                return _json([artifact.model_dump(mode="json") for artifact in artifacts])
+                return listed(self._find(job_id).job.artifacts)
             case "GET", [job_id, "artifacts", *name]:
                 return _file(self._find(job_id), "/".join(name))
-        raise _refused(404, "not_found", "nothing is served at this path")
+        raise refused(404, "not_found", "nothing is served at this path")
 
     def _create(self, request: TrainRequest, asked: Asked) -> Answer:
         key = asked.headers.get("idempotency-key", "")
         body, known = self._keys.get(key, (b"", ""))
         if known and body != asked.body:
-            raise _refused(422, "idempotency_key_reused", f"Idempotency-Key '{key}' was used for another job")
+            raise refused(422, "idempotency_key_reused", f"Idempotency-Key '{key}' was used for another job")
         if known:
-            return _answer(self._find(known).job, 202, {"Idempotent-Replayed": "true"})
+            return answered(self._find(known).job, 202, {"Idempotent-Replayed": "true"})
         request = _filled_in(request)
         job = TrainJob(
             id=f"train-{next(self._ids)}",
@@ -106,15 +104,15 @@ class FakeTraining:
         if key:
             self._keys[key] = (asked.body, job.id)
         self._run(kept)
-        return _answer(job, 202, {"Location": f"/v1/train-jobs/{job.id}"})
+        return answered(job, 202, {"Location": f"/v1/train-jobs/{job.id}"})
 
     def _retry(self, kept: _Kept) -> Answer:
         if kept.job.state != "failed":
-            raise _refused(409, "job_not_retryable", f"train job '{kept.job.id}' is {kept.job.state}")
+            raise refused(409, "job_not_retryable", f"train job '{kept.job.id}' is {kept.job.state}")
         _change(kept, state="queued", stage="waiting", problem=None)
         queued = kept.job
         self._run(kept)
-        return _answer(queued, 202)
+        return answered(queued, 202)
 
     def _run(self, kept: _Kept) -> None:
         """Everything that happens to a job, at once."""
@@ -154,7 +152,7 @@ class FakeTraining:
 
     def _find(self, job_id: str) -> _Kept:
         if job_id not in self._kept:
-            raise _refused(404, "job_not_found", f"train job '{job_id}' was not found")
+            raise refused(404, "job_not_found", f"train job '{job_id}' was not found")
         return self._kept[job_id]
 
     def _listed(self, states: Sequence[str]) -> list[TrainJob]:
@@ -231,37 +229,9 @@ def _keep(kept: _Kept, name: str, media_type: str, data: bytes) -> None:
     _tell(kept, "artifact", artifact=name)
 
 
-def _events(kept: _Kept, asked: Asked) -> Answer:
-    after = int(asked.headers.get("last-event-id") or asked.query.get("after", ["0"])[0])
-    events = [event for event in kept.events if event.id > after]
-    if asked.headers.get("accept") != EVENT_STREAM:
-        return _json([event.model_dump(mode="json", exclude_none=True) for event in events])
-    frames = [
-        f"id: {event.id}\nevent: {event.type}\ndata: {event.model_dump_json(exclude_none=True)}\n\n"
-        for event in events
-    ]
-    done = f"event: done\ndata: {kept.job.model_dump_json()}\n\n"
-    return Answer(200, "".join([*frames, done]).encode(), {"Content-Type": EVENT_STREAM})
-
-
 def _file(kept: _Kept, name: str) -> Answer:
     if name not in kept.files:
-        raise _refused(404, "artifact_not_found", f"train job '{kept.job.id}' has no file '{name}'")
+        raise refused(404, "artifact_not_found", f"train job '{kept.job.id}' has no file '{name}'")
     (artifact,) = (one for one in kept.job.artifacts if one.name == name)
     headers = {"Content-Type": artifact.media_type, "ETag": f'"{artifact.digest}"'}
     return Answer(200, kept.files[name], headers)
-
-
-def _answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
-    return Answer(
-        status, body.model_dump_json().encode(), {"Content-Type": "application/json", **(headers or {})}
-    )
-
-
-def _json(body: list[dict[str, Any]]) -> Answer:
-    return Answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
-
-
-def _refused(status: int, code: str, detail: str, *errors: FieldError) -> Refused:
-    title = code.replace("_", " ").capitalize()
-    return Refused(Problem(title=title, status=status, detail=detail, code=code, errors=list(errors)))

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Protocol, TypeVar, Unpack
+from typing import Unpack
 
 from darkroom import _lora_calls
-from darkroom._calls import Call
+from darkroom._callers import Caller
 from darkroom._transfers import Download, File, Told, Upload, opened
 from darkroom.types import (
     BlendSource,
@@ -17,14 +17,6 @@ from darkroom.types import (
     LoraServed,
     LoraVersion,
 )
-
-T = TypeVar("T")
-
-
-class Caller(Protocol):
-    """Makes a call, as the client that it belongs to does."""
-
-    def __call__(self, call: Call[T], /) -> T: ...
 
 
 class LoraRegistry:

@@ -1,19 +1,18 @@
 """`client.train`: train jobs. `_async_train` is its twin: change both."""
 
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
-from typing import Protocol, TypeVar, Unpack
+from typing import Unpack
 
 from darkroom import _train_calls
-from darkroom._calls import Call
+from darkroom._callers import Caller, Listener
 from darkroom._errors import TrainFailed
-from darkroom._job_events import Told
-from darkroom._progress_bar import OnEvent, shown
+from darkroom._progress_bar import OnEvent, TrainLine, shown
 from darkroom._train_calls import TrainOptions
-from darkroom._transfers import Download
+from darkroom._transfers import Download, target
 from darkroom._transfers import Told as Moved
 from darkroom.types import (
     Dataset,
@@ -25,22 +24,6 @@ from darkroom.types import (
     TrainJob,
     TrainRequest,
 )
-
-T = TypeVar("T")
-
-
-class Caller(Protocol):
-    """Makes a call, as the client that it belongs to does."""
-
-    def __call__(self, call: Call[T], /) -> T: ...
-
-
-class Listener(Protocol):
-    """Hears of a job until its end, which it gives last."""
-
-    def __call__(
-        self, job: TrainJob | str, after: int, timeout_seconds: float | None, /
-    ) -> Generator[Told, None, None]: ...
 
 
 class TrainJobs:
@@ -169,13 +152,13 @@ class TrainJobs:
         >>> [event.state for event in client.train.events(job) if event.type == "state"]
         ['queued', 'running', 'succeeded']
         """
-        with closing(self._listen(job, after, None)) as listening:
+        with closing(self._listen(_train_calls.followed(job), after, None)) as listening:
             for told in listening:
                 if isinstance(told, JobEvent):
                     yield told
 
     def wait(
-        self, job: TrainJob | str, *, progress: bool | OnEvent = True, timeout: float | None = None
+        self, job: TrainJob | str, *, progress: bool | OnEvent[JobEvent] = True, timeout: float | None = None
     ) -> TrainJob:
         """A job once it has succeeded; `.lora` is what was published.
 
@@ -186,7 +169,8 @@ class TrainJobs:
         `NotFound`.
         """
         found = self.get(job)
-        with shown(progress, found) as hear, closing(self._listen(job, 0, timeout)) as listening:
+        events = self._listen(_train_calls.followed(job), 0, timeout)
+        with shown(progress, TrainLine(found)) as hear, closing(events) as listening:
             for told in listening:
                 if isinstance(told, JobEvent):
                     hear(told)
@@ -212,7 +196,6 @@ class TrainJobs:
         It is there whole or not at all. `progress(received, total)` hears of the bytes. Raises: `NotFound`.
         """
         digest = _train_calls.named(self.artifacts(job), job, name).digest
-        target = _train_calls.target(Path(path), name)
-        with Download(target, digest=digest, progress=progress) as download:
+        with Download(target(Path(path), name), digest=digest, progress=progress) as download:
             self._call(_train_calls.download(job, name, download))
             return download.finish()

@@ -1,17 +1,19 @@
 """The endpoints of train jobs, as `_calls` has the others. Nothing here does I/O."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
-from typing import TypedDict, TypeVar
+from typing import Final, TypedDict, TypeVar, get_args
 from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter
 
-from darkroom._calls import EVENT_STREAM, QUICK_SECONDS, Call, nothing
+from darkroom._calls import QUICK_SECONDS, Call, nothing
 from darkroom._errors import InvalidRequest, NotFound, refused_before_sending
+from darkroom._following import Followed
 from darkroom._transfers import Download
 from darkroom.types import (
     Dataset,
+    JobEvent,
+    JobEventType,
     JobState,
     Problem,
     SynthesizeRequest,
@@ -28,6 +30,7 @@ from darkroom.types.faults import bounded, invalid_request
 M = TypeVar("M", bound=BaseModel)
 
 _ARTIFACTS = TypeAdapter(list[TrainArtifact])
+_EVENTS: Final = frozenset(get_args(JobEventType))
 
 
 class TrainOptions(TypedDict, total=False):
@@ -117,17 +120,10 @@ def retry(job: TrainJob | str) -> Call[TrainJob]:
     )
 
 
-def events(job: TrainJob | str, after: int, silence_seconds: float) -> Call[bytes]:
-    """What happens to a job after that event, as a stream that is silent for so long only when it is broken."""
-    last = (("Last-Event-ID", str(after)),) if after else ()
-    return Call(
-        "GET",
-        _path(id_of(job), "events"),
-        bytes,
-        headers=(("Accept", EVENT_STREAM), *last),
-        idempotent=True,
-        longest_seconds=silence_seconds,
-    )
+def followed(job: TrainJob | str) -> Followed[JobEvent, TrainJob]:
+    """What tells of a job."""
+    path = _path(id_of(job), "events")
+    return Followed(f"train job {id_of(job)}", path, JobEvent, _EVENTS, TrainJob)
 
 
 def artifacts(job: TrainJob | str) -> Call[list[TrainArtifact]]:
@@ -166,11 +162,6 @@ def named(found: Iterable[TrainArtifact], job: TrainJob | str, name: str) -> Tra
     raise NotFound(
         Problem(title="The file was not found", status=404, detail=detail, code="artifact_not_found"), 404
     )
-
-
-def target(path: Path, name: str) -> Path:
-    """Where a file goes: the path, or the end of its own name in that folder."""
-    return path / PurePosixPath(name).name if path.is_dir() else path
 
 
 def id_of(job: TrainJob | str) -> str:

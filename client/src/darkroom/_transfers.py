@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, Self, TypeAlias
 
@@ -31,6 +31,11 @@ def opened(file: File) -> Iterator[BinaryIO]:
     if not file.seekable():
         raise ValueError("this file cannot be rewound, so it could not be sent again; give a path")
     yield file
+
+
+def target(path: Path, name: str) -> Path:
+    """Where a file goes: the path, or the end of its own name in that folder."""
+    return path / PurePosixPath(name).name if path.is_dir() else path
 
 
 class Upload:

@@ -6,7 +6,7 @@ as the same problem documents, retries happen (and take no time).
 
 import http
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -19,6 +19,7 @@ from darkroom._client import Darkroom
 from darkroom._connection import DEFAULT_MAX_RETRIES
 from darkroom._errors import refusal_of
 from darkroom._exchange import Outside
+from darkroom._fake_compare import Failure, FakeCompare
 from darkroom._fake_datasets import FakeDatasets
 from darkroom._fake_loras import Answer, Asked, FakeLoras, Refused
 from darkroom._fake_pictures import can_encode, generated
@@ -82,8 +83,8 @@ class Received:
 
 
 class FakeDarkroom:
-    """A service in memory: real protocol, small pictures that depend on prompt, seed and size, and faults
-    on order. It keeps the LoRAs that are published to it, whatever they are, and its train jobs end at once.
+    """A service in memory: real protocol, small pictures that depend on the request, and faults on order. It keeps
+    the LoRAs that are published to it, whatever they are; its train jobs and comparisons end at once.
 
     With an `api_key` it lets in only clients that hold it. `sleeps` are the seconds that clients would have
     waited before their retries.
@@ -108,6 +109,7 @@ class FakeDarkroom:
         self._loras = FakeLoras()
         self._datasets = FakeDatasets()
         self._training = FakeTraining(self._loras)
+        self._comparisons = FakeCompare(self._loras)
 
     def fail_next(
         self,
@@ -147,6 +149,24 @@ class FakeDarkroom:
         """
         title = code.replace("_", " ").capitalize()
         self._training.failures.append(Problem(title=title, status=422, detail=detail, code=code))
+
+    def fail_next_comparison(
+        self,
+        code: str = "device_lost",
+        detail: str = "the device is gone",
+        *,
+        cells: Iterable[int] | None = None,
+    ) -> None:
+        """Let the next comparison fail half-way with this problem, or go on to its end without these `cells`.
+
+        >>> fake.fail_next_comparison("out_of_memory", "too large", cells=[1])
+        >>> result = client.compare("a fox", seeds=[7], axes={"width": [64, 2048]})
+        >>> result["width=2048", "a fox", 7].problem.detail
+        'too large'
+        """
+        problem = Problem(title=code.replace("_", " ").capitalize(), status=500, detail=detail, code=code)
+        failing = None if cells is None else frozenset(cells)
+        self._comparisons.failures.append(Failure(problem, failing))
 
     def client(self, *, api_key: str | None = None, max_retries: int = DEFAULT_MAX_RETRIES) -> Darkroom:
         """A `Darkroom` that talks to this fake and never sleeps."""
@@ -195,6 +215,8 @@ class FakeDarkroom:
             return self._registry_answer(request, self._datasets.answer)
         if request.url.path.startswith("/v1/train-jobs"):
             return self._registry_answer(request, self._training.answer)
+        if request.url.path.startswith(("/v1/compare", "/v1/runs")):
+            return self._registry_answer(request, self._comparisons.answer)
         match request.method, request.url.path:
             case "POST", "/v1/generate":
                 if isinstance(order, Problem):

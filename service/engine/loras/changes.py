@@ -98,7 +98,7 @@ def _factor(factors: Factors, algorithm: str, number: int) -> torch.Tensor:
 
 def _with_core(core: torch.Tensor, outputs_rO: torch.Tensor, inputs_rI: torch.Tensor) -> torch.Tensor:
     """(O, I, k, k) from a core (r, r, k, k), whose first rank is the outputs'. Source: LyCORIS, rebuild_tucker."""
-    return torch.einsum("ij...,io,jc->oc...", core, outputs_rO, inputs_rI)
+    return torch.einsum("ij...,io,jc->oc...", core, outputs_rO, inputs_rI).contiguous()
 
 
 def _decomposed(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, Generic, Literal, Protocol, TypeVar
 
 import structlog
@@ -24,6 +25,8 @@ from lora_registry.errors import BlobMissing, StorageError
 from service.engine.loras import arranged_files, files
 from service.engine.loras.arranged import Arranged, Layout, arrange
 from service.engine.loras.files import Adapter
+from service.engine.loras.sham import sham_of
+from service.engine.orders import name_of_sham
 
 HASHED_BYTES = 1 << 22
 
@@ -132,18 +135,18 @@ class HostResidency:
         self._shelf: Shelf[Arranged] = Shelf(budget_bytes, lambda: watch.evicted("host"))
         self._coming: dict[str, Future[Fetched]] = {}
 
-    def fetch(self, digest: str) -> Fetched:
-        """The adapter, read from the registry where it is not in memory."""
-        with self._lock:
-            if (held := self._shelf.get(digest)) is not None:
-                return Fetched(held, "host")
-            coming = self._coming.get(digest)
-            mine = coming is None
-            if coming is None:
-                coming = self._coming[digest] = Future()
-        if mine:
-            self._bring(digest, coming)
-        return coming.result()
+    def fetch(self, digest: str, *, sham: int | None = None) -> Fetched:
+        """The adapter, read from the registry where it is not in memory; or its sham of that seed, made of it.
+
+        A sham is held and evicted as an adapter of its own, and nowhere else than in memory; its tier is that of the
+        adapter that it was made of.
+
+        Raises:
+            IncompatibleLora: it has no sham.
+        """
+        if sham is None:
+            return self._once(digest, partial(self._read, digest))
+        return self._once(name_of_sham(digest, sham), partial(self._make_sham, digest, sham))
 
     def pin(self, digest: str) -> Fetched:
         """Fetch it and never evict it."""
@@ -169,22 +172,37 @@ class HostResidency:
         """Write what is to be kept on the disk, and no more."""
         self._writing.shutdown()
 
-    def _bring(self, digest: str, coming: "Future[Fetched]") -> None:
+    def _once(self, name: str, bring: Callable[[], Fetched]) -> Fetched:
+        """What is held under that name, or else is brought, by the first who asks."""
+        with self._lock:
+            if (held := self._shelf.get(name)) is not None:
+                return Fetched(held, "host")
+            coming = self._coming.get(name)
+            mine = coming is None
+            if coming is None:
+                coming = self._coming[name] = Future()
+        if mine:
+            self._bring(name, bring, coming)
+        return coming.result()
+
+    def _bring(self, name: str, bring: Callable[[], Fetched], coming: "Future[Fetched]") -> None:
         try:
-            fetched = self._read(digest)
+            fetched = bring()
         except BaseException as exc:
             with self._lock:
-                del self._coming[digest]
+                del self._coming[name]
             coming.set_exception(exc)
             return
         with self._lock:
-            self._shelf.put(digest, fetched.adapter)
-            del self._coming[digest]
+            self._shelf.put(name, fetched.adapter)
+            del self._coming[name]
             self._report()
         coming.set_result(fetched)
-        if self._disk is not None and self._key(digest) not in self._disk:
-            with suppress(RuntimeError):  # closed meanwhile; then it is made again the next time
-                self._writing.submit(self._keep_on_disk, self._disk, fetched.adapter)
+
+    def _make_sham(self, digest: str, seed: int) -> Fetched:
+        found = self.fetch(digest)
+        sham = sham_of(found.adapter, seed)
+        return Fetched(sham.pinned() if self._pin_memory else sham, found.tier)
 
     def _read(self, digest: str) -> Fetched:
         started = time.perf_counter()
@@ -198,6 +216,9 @@ class HostResidency:
         if self._pin_memory:
             adapter = adapter.pinned()
         self._watch.activated(tier, time.perf_counter() - started)
+        if self._disk is not None and self._key(digest) not in self._disk:
+            with suppress(RuntimeError):  # closed meanwhile; then it is made again the next time
+                self._writing.submit(self._keep_on_disk, self._disk, adapter)
         return Fetched(adapter, tier)
 
     def _from_disk(self, digest: str) -> Arranged | None:

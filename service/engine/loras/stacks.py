@@ -97,18 +97,16 @@ class Stacks:
     def _stack(self, component: Component, side: Side, done: float) -> Stack:
         if not self._loras:
             return EMPTY
-        in_force = tuple(
-            lora.scope in ("both", side) and lora.start <= done < lora.end for lora in self._loras
-        )
+        in_force = tuple(counts(lora, side, done) for lora in self._loras)
         key = (component, side, in_force)
         if key not in self._known:
-            chosen = [lora for lora, counts in zip(self._loras, in_force, strict=True) if counts]
+            chosen = [lora for lora, is_in in zip(self._loras, in_force, strict=True) if is_in]
             self._known[key] = tuple(part for lora in chosen if (part := self._part(lora, component)))
         return self._known[key]
 
     def _part(self, lora: LoraOrder, component: Component) -> Part | None:
         adapter = self._adapters[lora.adapter]
-        weight = lora.weight * dict(lora.components).get(component, 1.0)
+        weight = weight_on(lora, component)
         if weight == 0 or component not in adapter.components:
             return None
         blocks = lora.blocks if component == "unet" else ()
@@ -124,6 +122,16 @@ class Stacks:
 
 
 NO_LORAS = Stacks()
+
+
+def counts(lora: LoraOrder, side: Side, done: float) -> bool:
+    """Whether it is in force on that branch of the step at `done`."""
+    return lora.scope in ("both", side) and lora.start <= done < lora.end
+
+
+def weight_on(lora: LoraOrder, component: Component) -> float:
+    """Its weight on one component."""
+    return lora.weight * dict(lora.components).get(component, 1.0)
 
 
 def detached(stack: Stack) -> Stack:

@@ -9,11 +9,14 @@ from lora_registry import errors as lora_errors
 from service import errors
 from service.api import problems, refusals
 from service.api.problems import describe, respond
+from service.compare import errors as compare_errors
 from service.datasets import errors as dataset_errors
 from service.jobs import errors as job_errors
+from service.store import errors as store_errors
 from service.training import errors as training_errors
 
 STARTUP_ONLY = {errors.ModelNotFound, errors.InvalidSettings}
+WORKERS_ONLY = {job_errors.NotClaimable, store_errors.LeaseLost}
 OVERLOADED = errors.Overloaded(backlog_seconds=130, limit_seconds=120, retry_after_seconds=10.2)
 
 
@@ -32,8 +35,8 @@ def answer(error, path="/v1/generate"):
 def test_every_error_that_a_request_can_meet_has_a_status():
     raisable = (errors_of(errors) | errors_of(refusals)) - STARTUP_ONLY - {refusals.Answered}
     raisable |= errors_of(lora_errors, lora_errors.RegistryError) - {lora_errors.StorageError}
-    raisable |= errors_of(job_errors) - {job_errors.NotClaimable, job_errors.LeaseLost}
-    raisable |= errors_of(dataset_errors) | errors_of(training_errors)
+    raisable |= (errors_of(job_errors) | errors_of(store_errors)) - WORKERS_ONLY
+    raisable |= errors_of(dataset_errors) | errors_of(training_errors) | errors_of(compare_errors)
     assert raisable == set(problems.TABLE)
 
 

@@ -1,5 +1,6 @@
 """Where a client finds its service and its key, and that it keeps the key to itself."""
 
+import json
 import logging
 
 import httpx
@@ -140,7 +141,7 @@ def test_what_is_at_its_default_is_left_to_the_service():
         Darkroom(http_client=service.http()).generate(
             "a fox", seed=7, negative_prompt="", num_inference_steps=50
         )
-    assert service.requests[0].content == b'{"prompt":"a fox","negative_prompt":"","seed":7}'
+    assert json.loads(service.requests[0].content) == {"prompt": "a fox", "negative_prompt": "", "seed": 7}
     assert service.requests[0].headers["content-type"] == "application/json"
     assert service.requests[0].headers["user-agent"].startswith("darkroom-python/")
 

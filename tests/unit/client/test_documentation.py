@@ -28,6 +28,8 @@ def picture_folder(path):
     [
         "darkroom",
         "darkroom._client",
+        "darkroom._comparison_result",
+        "darkroom._comparisons",
         "darkroom._datasets",
         "darkroom._errors",
         "darkroom._files",
@@ -59,6 +61,8 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
         f"fox-{seed}.png" for seed in (10, 7, 8, 9)
     ]
     assert Path("copy.safetensors").read_bytes() == A_LORA
+    assert Path("compared.png").read_bytes() != Path("sheet.png").read_bytes()
+    assert Path("report.html").read_text().startswith("<!doctype html>")
     assert capsys.readouterr().out.splitlines() == [
         "1 of 2",
         "2 of 2",
@@ -70,6 +74,11 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
         "78 bad pictures, True",
         "500 of 500, loss 0.0002",
         "wrong@1 ['samples/000500-0.png', 'checkpoints/000500.safetensors', 'loss.png', 'card.json']",
+        "word: no_difference in 16 pairs",
+        "word and LoRA: no_difference in 16 pairs",
+        "sharpness of 'word' against 'plain' in 16 pairs: no difference. "
+        "sharpness of 'word and LoRA' against 'plain' in 16 pairs: no difference.",
+        "16 differences of contrast",
         "/width Input should be a multiple of 8",
         "/guidance_scale Input should be less than or equal to 50",
     ]

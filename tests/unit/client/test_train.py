@@ -27,7 +27,7 @@ from darkroom import (
     Unavailable,
 )
 from darkroom._exchange import Outside
-from darkroom._job_events import PATIENCE_SECONDS
+from darkroom._following import PATIENCE_SECONDS
 from darkroom.testing import FakeDarkroom
 
 DATASET = "sha256:" + "a" * 64

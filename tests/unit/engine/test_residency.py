@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from lora_registry import Header, Inspection
+from lora_registry.disk_cache import DiskCache
 from lora_registry.errors import BlobMissing
-from service.engine.loras import residency
-from service.engine.loras.arranged import Arranged, Changes, Run
+from service.engine.loras import arranged_files, residency
+from service.engine.loras.arranged import Arranged, Changes, Place, Run
+from service.engine.loras.changes import Change
 from service.engine.loras.residency import HostResidency, Shelf, Watch
+from service.errors import IncompatibleLora
 
 KILOBYTE = 1024
 
@@ -23,8 +26,10 @@ class Thing:
 
 
 def an_adapter(digest: str, size_bytes: int = KILOBYTE) -> Arranged:
-    numbers = torch.zeros(size_bytes // 8)
-    return Arranged(digest, {"unet": Changes((Run(0, 0, numbers, numbers),), ())}, {})
+    numbers = size_bytes // 8
+    return Arranged(
+        digest, {"unet": Changes((Run(0, 0, torch.ones(1, numbers, 1), torch.ones(1, 1, numbers)),), ())}, {}
+    )
 
 
 def digest_of(data: bytes) -> str:
@@ -141,6 +146,72 @@ def test_a_read_that_failed_is_tried_again_by_the_next_one_who_asks(library):
         memory.fetch(digest)
     library.add(b"late")
     assert memory.fetch(digest).tier == "disk"
+
+
+def test_a_sham_is_made_once_of_the_adapter_and_held_beside_it(library):
+    digest = library.add(b"one")
+    memory = host(library, 2)
+    made, again = memory.fetch(digest, sham=3), memory.fetch(digest, sham=3)
+    assert (made.tier, again.tier) == ("disk", "host")
+    assert again.adapter is made.adapter
+    assert made.adapter.digest == f"{digest}+sham-3"
+    real = memory.fetch(digest)
+    assert (real.tier, real.adapter.digest) == ("host", digest)
+    assert memory.fetch(digest, sham=4).adapter.digest == f"{digest}+sham-4"
+    assert library.reads == [digest]
+
+
+def test_many_who_ask_for_a_sham_at_once_wait_for_one_making(library):
+    library.gate = threading.Event()
+    digest = library.add(b"one")
+    memory = host(library, 2)
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(memory.fetch, digest, sham=n % 2 or None) for n in range(8)]
+        library.gate.set()
+        found = [future.result().adapter for future in asked]
+    assert len({id(adapter) for adapter in found}) == 2
+    assert library.reads == [digest]
+
+
+def test_a_sham_is_evicted_as_others_are_and_a_pin_holds_the_adapter_alone(library):
+    digest = library.add(b"one")
+    memory = host(library, 1)
+    memory.pin(digest)
+    first = memory.fetch(digest, sham=1)
+    assert memory.fetch(digest).tier == "host"
+    again = memory.fetch(digest, sham=1)
+    assert again.adapter is not first.adapter
+    for one, other in zip(first.adapter._tensors(), again.adapter._tensors(), strict=True):
+        assert torch.equal(one, other)
+    assert library.reads == [digest]
+
+
+def test_a_sham_is_never_written_to_the_disk(library, tmp_path):
+    digest = library.add(b"one")
+    memory = HostResidency(
+        lambda: library, {}, dtype=torch.float32, budget_bytes=KILOBYTE, disk=DiskCache(tmp_path, 1 << 20)
+    )
+    memory.fetch(digest, sham=1)
+    memory.close()
+    (kept,) = tmp_path.iterdir()
+    assert kept.name.startswith(digest.removeprefix("sha256:"))
+    with kept.open("rb") as file:
+        assert arranged_files.read(file).digest == digest
+
+
+def test_a_sham_that_cannot_be_made_is_refused_each_time_and_the_adapter_serves_on(library, monkeypatch):
+    dora = Change("lora", 1.0, {"up": torch.ones(4, 1), "down": torch.ones(1, 4), "magnitude": torch.ones(4)})
+    monkeypatch.setattr(
+        residency,
+        "arrange",
+        lambda digest, _layout: Arranged(digest, {"unet": Changes((), ((Place(0, 0), dora),))}, {}),
+    )
+    digest = library.add(b"one")
+    memory = host(library, 2)
+    for _ in range(2):
+        with pytest.raises(IncompatibleLora, match="no sham"):
+            memory.fetch(digest, sham=1)
+    assert memory.fetch(digest).tier == "host"
 
 
 def test_a_shelf_counts_what_replaces_another_once():

@@ -9,9 +9,9 @@ import pytest
 
 from lora_registry import faults
 from lora_registry.errors import CatalogUnavailable, RegistryError
-from service.jobs.errors import LeaseLost
 from service.jobs.table import JobTable
 from service.store.database import connect, location
+from service.store.errors import LeaseLost
 from service.store.files import files
 from work_store import new
 
@@ -153,7 +153,7 @@ def test_a_database_that_comes_back_in_time_is_waited_for(local, armed):
 def test_a_database_that_stays_away_is_said_so(local, armed):
     held = local.claim(new(local), holder="here 1 1", lease_seconds=60, patience_seconds=0.3)
     armed("catalog.begin=error")
-    with pytest.raises(CatalogUnavailable, match="datasets and train jobs does not answer"):
+    with pytest.raises(CatalogUnavailable, match="datasets, train jobs and comparisons does not answer"):
         held.progress(step=3)
 
 

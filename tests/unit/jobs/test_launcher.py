@@ -13,10 +13,10 @@ import job_child
 from job_child import CHECKPOINT, DIGEST, tell
 from lora_registry.errors import CatalogUnavailable
 from processes import environment, until
-from service.jobs.errors import LeaseLost
 from service.jobs.launcher import LocalLauncher, trim
 from service.jobs.processes import Holder
 from service.store.database import location
+from service.store.errors import LeaseLost
 from work_store import new
 
 SECONDS = 30.0

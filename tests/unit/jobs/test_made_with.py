@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.jobs.errors import KeyReused
 from service.jobs.table import JobTable
+from service.store.errors import KeyReused
 from tests.trainings import a_request
 
 

@@ -1,7 +1,5 @@
 """What callers see of train jobs."""
 
-import threading
-
 import pytest
 
 from darkroom.types import Problem
@@ -10,12 +8,11 @@ from service.jobs.errors import (
     ArtifactNotFound,
     JobNotFound,
     JobNotRetryable,
-    KeyReused,
-    LeaseLost,
     NotClaimable,
 )
 from service.jobs.table import FRUITLESS_ATTEMPTS
-from work_store import new, request
+from service.store.errors import KeyReused, LeaseLost
+from work_store import at_once, new, request
 
 PROBLEM = Problem(title="The training failed", status=500, detail="the loss is not a number", code="nan_loss")
 DIGEST = "sha256:" + "a" * 64
@@ -27,25 +24,6 @@ def claim(table, job_id, lease_seconds=60.0):
 
 def states(table, job_id):
     return [event.state for event in table.events(job_id) if event.type == "state"]
-
-
-def at_once(*calls):
-    """What each gives or raises, all begun at the same moment."""
-    barrier, results = threading.Barrier(len(calls)), [None] * len(calls)
-
-    def run(index, call):
-        barrier.wait()
-        try:
-            results[index] = call()
-        except Exception as exc:
-            results[index] = exc
-
-    threads = [threading.Thread(target=run, args=item) for item in enumerate(calls)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 def test_a_new_job_waits_and_says_what_was_asked_for(table):
@@ -73,7 +51,7 @@ def test_the_same_key_with_the_same_body_is_the_same_job(table):
 
 def test_a_key_with_another_body_is_refused(table):
     table.create(request(), max_train_steps=100, key="k", fingerprint="f")
-    with pytest.raises(KeyReused, match="'k' was used for another train job"):
+    with pytest.raises(KeyReused, match="'k' was used with another body before"):
         table.create(request("wolf"), max_train_steps=100, key="k", fingerprint="g")
 
 

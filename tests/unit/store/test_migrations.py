@@ -9,9 +9,13 @@ from sqlalchemy import inspect, text
 from lora_registry.database import Database
 from lora_registry.errors import CatalogUnavailable
 from lora_registry.schema import metadata as registry_tables
+from service.compare.table import ComparisonTable
+from service.jobs.table import JobTable
 from service.store.database import connect
+from service.store.files import files
 from service.store.migrations import MIGRATIONS
 from service.store.schema import metadata
+from work_store import request
 
 
 def test_migrations_and_tables_agree(empty_url):
@@ -42,6 +46,24 @@ def test_down_to_nothing_and_up_again(empty_url):
     database.close()
 
 
+def test_jobs_of_before_there_were_comparisons_are_kept(empty_url, data):
+    database = connect(empty_url)
+    with database.write() as connection:
+        MIGRATIONS.migrate(connection, "0001")
+    with database.read() as connection:
+        assert "comparisons" not in inspect(connection).get_table_names()
+    before = JobTable(database, files("", data))
+    job, _ = before.create(request(), max_train_steps=100)
+    before.claim(job.id, holder="here 1 1", lease_seconds=60).put("loss.png", b"png", "image/png")
+    then = before.get(job.id), before.events(job.id)
+    database.close()
+    upgraded = connect(empty_url)
+    after = JobTable(upgraded, files("", data))
+    assert (after.get(job.id), after.events(job.id)) == then
+    assert ComparisonTable(upgraded, files("", data)).list().items == []
+    upgraded.close()
+
+
 def test_the_store_and_the_registry_share_a_database_and_neither_touches_the_other(empty_url):
     registry, work = Database(empty_url), connect(empty_url)
     with work.write() as connection:
@@ -56,10 +78,10 @@ def test_the_store_and_the_registry_share_a_database_and_neither_touches_the_oth
     again.close()
 
 
-def test_a_database_of_a_newer_program_is_left_alone(work_url):
-    database = connect(work_url)
+def test_a_database_of_a_newer_program_is_left_alone(empty_url):
+    database = connect(empty_url)
     with database.write() as connection:
         connection.execute(text(f"UPDATE {MIGRATIONS.version_table} SET version_num = '9999'"))
     database.close()
-    with pytest.raises(CatalogUnavailable, match="datasets and train jobs has schema 9999"):
-        connect(work_url)
+    with pytest.raises(CatalogUnavailable, match="datasets, train jobs and comparisons has schema 9999"):
+        connect(empty_url)

@@ -1,9 +1,18 @@
 """`POST /v1/compare`: arms on the same prompts and seeds, and whether one of them helped."""
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from darkroom.types.common import Request, Response
 from darkroom.types.errors import Problem
@@ -60,16 +69,29 @@ class SeedCount(Request):
     root: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
 
 
+SEEDS_NAMED, SEEDS_COUNTED = "seeds by name", "seeds by count"
+"""Which of the two kinds of `seeds` a fault is about; no part of its place."""
+
+
+def _kind_of_seeds(value: Any) -> str:
+    return SEEDS_COUNTED if isinstance(value, SeedCount | dict) else SEEDS_NAMED
+
+
+NamedSeeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MAX_SEEDS), Tag(SEEDS_NAMED)]
+Seeds = Annotated[NamedSeeds | Annotated[SeedCount, Tag(SEEDS_COUNTED)], Discriminator(_kind_of_seeds)]
+
+
 class CompareRequest(Request):
     """Arms × prompts × seeds. Arms come from a `preset`, from `arms` and from `axes`, in this order.
 
     `article`: without and with the word in the negative prompt, and with the LoRA and the word. `controlled`: those,
     and what tells apart what they leave open: an empty negative prompt, a word that means nothing, the LoRA without
-    the word, a sham of the LoRA with it, and the LoRA on one branch of the guidance alone.
+    the word, a sham of the LoRA with it (but of a DoRA, which has none), and the LoRA on one branch of the guidance
+    alone.
     """
 
     prompts: Annotated[tuple[ComparedPrompt, ...], Field(min_length=1, max_length=MAX_PROMPTS)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MAX_SEEDS)] | SeedCount = SeedCount()
+    seeds: Seeds = SeedCount()
     base: PictureSettings = PictureSettings()
     """What all arms have in common."""
     arms: Annotated[tuple[Arm, ...], Field(max_length=MAX_ARMS)] = ()
@@ -122,6 +144,25 @@ class CompareRequest(Request):
             if isinstance(values, tuple) and len(set(values)) < len(values):
                 raise ValueError(f"`{what}` has the same one twice; each pair of pictures would count twice")
         return self
+
+    # Without a return type: pydantic would describe the request by it, in the place of its fields.
+    @model_serializer(mode="wrap")
+    def _as_it_was_said(self, serialize: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        """Only the fields that were named, at every depth: of an arm's `set`, no others count."""
+        return _named(self, serialize(self))
+
+
+def _named(value: object, written: Any) -> Any:
+    """What was written of a value, without the fields that nobody named."""
+    if isinstance(value, BaseModel):
+        return {
+            name: _named(getattr(value, name), part)
+            for name, part in written.items()
+            if name in value.model_fields_set
+        }
+    if isinstance(value, tuple):
+        return [_named(part, of_it) for part, of_it in zip(value, written, strict=True)]
+    return written
 
 
 class PlannedArm(Response):

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from darkroom.types.compare import SEEDS_COUNTED, SEEDS_NAMED, Arm, CompareRequest, SeedCount
 from darkroom.types.errors import FieldError, Problem
 from darkroom.types.generate import GenerateRequest, Output, Refiner
 from darkroom.types.loras import LoraUse
@@ -15,7 +16,11 @@ MAX_FIELD_ERRORS = 20
 MAX_TEXT_CHARACTERS = 300
 
 _FIELD_NAMES = sorted(
-    {name for model in (GenerateRequest, LoraUse, Output, Refiner) for name in model.model_fields}
+    {
+        name
+        for model in (GenerateRequest, LoraUse, Output, Refiner, CompareRequest, Arm, SeedCount)
+        for name in model.model_fields
+    }
 )
 
 
@@ -42,7 +47,7 @@ def bounded(text: str) -> str:
 
 
 def _field_error(found: Mapping[str, Any]) -> FieldError:
-    path = [str(part) for part in found["loc"]]
+    path = [str(part) for part in found["loc"] if part not in (SEEDS_NAMED, SEEDS_COUNTED)]
     message = found["msg"].removeprefix("Value error, ")  # which pydantic puts before our validators' words
     if found["type"] == "extra_forbidden":
         message = "no such field" + _suggestion(path[-1])

@@ -1,0 +1,155 @@
+"""What a comparison comes to before anything is drawn: orders, the steps that they share, what it will cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from darkroom.types import (
+    CompareCell,
+    CompareEvaluations,
+    CompareMetric,
+    ComparePlan,
+    CompareRequest,
+    GenerateRequest,
+    PlannedArm,
+)
+from lora_registry import LoraVersion
+from service.compare.expansion import Expanded, ExpandedArm, request_of
+from service.compare.forest import Segment, forest, in_order, swaps
+from service.engine import adherence
+from service.engine.costs import Costs
+from service.engine.models import Models
+from service.engine.orders import Order
+from service.engine.paths import Way, Ways
+from service.errors import InvalidOption, InvalidPrompt
+from service.translation import order_from
+
+Versions = Mapping[str, LoraVersion]
+"""What a comparison's refs meant when it was made, by what they were written as and by `name@3`."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Every cell as an order, and as a way. Equal for equal cells, versions and models."""
+
+    orders: tuple[Order, ...]
+    ways: tuple[Way, ...]
+
+    def forest(self, cells: Sequence[int] | None = None) -> list[Segment]:
+        """What is to be drawn for these cells, or for all."""
+        return forest(self.ways, cells)
+
+
+def cells_of(expanded: Expanded, versions: Versions, models: Models) -> list[CompareCell]:
+    """All cells, none of them drawn; every ref of a LoRA is what it means now, `name@3`.
+
+    Raises:
+        InvalidPrompt, InvalidOption: an arm cannot be drawn as it is; it points into the comparison's request.
+    """
+    cells = []
+    checked: set[tuple[str, str]] = set()
+    for index, (arm, prompt, seed) in enumerate(expanded.cells()):
+        request = request_of(arm, prompt, seed)
+        if (arm.name, prompt) not in checked:
+            _check(arm, request, expanded.prompts.index(prompt), versions, models)
+            checked.add((arm.name, prompt))
+        uses = tuple(use.model_copy(update={"ref": versions[use.ref].ref}) for use in request.loras)
+        if uses:
+            request = request.model_copy(update={"loras": uses})
+        cells.append(CompareCell(index=index, arm=arm.name, prompt=prompt, seed=seed, request=request))
+    return cells
+
+
+def prepared(cells: Sequence[CompareCell], versions: Versions, models: Models) -> Prepared:
+    """The orders of cells that `cells_of` gave, now or before a restart."""
+    orders = tuple(_order(cell.request, versions, models) for cell in cells)
+    ways = Ways(models)
+    return Prepared(orders, tuple(ways.of(order) for order in orders))
+
+
+def plan_of(
+    request: CompareRequest,
+    expanded: Expanded,
+    versions: Versions,
+    ready: Prepared,
+    costs: Costs,
+    metrics: Sequence[CompareMetric],
+    *,
+    max_cells: int,
+    max_seconds: float,
+) -> ComparePlan:
+    """The plan, as it is shown."""
+    roots = ready.forest()
+    segments = [segment for batch in in_order(roots) for segment in batch]
+    pictures = sum(bool(segment.finished) for segment in segments)
+    seconds = sum(_seconds(segment, ready, costs, judged=request.adherence) for segment in segments)
+    return ComparePlan(
+        arms=[_planned(arm, versions) for arm in expanded.arms],
+        baseline=expanded.baseline,
+        prompts=list(expanded.prompts),
+        seeds=list(expanded.seeds),
+        cells=len(ready.orders),
+        pictures=pictures,
+        evaluations=CompareEvaluations(
+            planned=sum(segment.evaluations for segment in segments),
+            naive=sum(way.steps * way.rows for way in ready.ways),
+            measuring=pictures * adherence.STEPS * 2 if request.adherence else 0,
+        ),
+        swaps=swaps(roots, judged=request.adherence),
+        estimated_seconds=seconds,
+        metrics=list(metrics),
+        fits=len(ready.orders) <= max_cells and seconds <= max_seconds,
+    )
+
+
+def _planned(arm: ExpandedArm, versions: Versions) -> PlannedArm:
+    uses = tuple(use.model_copy(update={"ref": versions[use.ref].ref}) for use in arm.settings.loras)
+    settings = arm.settings.model_copy(update={"loras": uses}) if uses else arm.settings
+    return PlannedArm(name=arm.name, settings=settings, prompt=arm.prompt)
+
+
+def _order(request: GenerateRequest, versions: Versions, models: Models) -> Order:
+    loras = [versions[use.ref] for use in request.loras]
+    return order_from(request, models, first_seed=request.seed or 0, loras=loras)
+
+
+def _seconds(segment: Segment, ready: Prepared, costs: Costs, *, judged: bool) -> float:
+    order, way = ready.orders[segment.cells[0]], ready.ways[segment.cells[0]]
+    base_steps = max(0, min(segment.end, way.base_steps) - segment.start)
+    refiner_steps = segment.end - segment.start - base_steps
+    seconds = costs.seconds("base", base_steps * way.rows * order.pixels)
+    seconds += costs.seconds("refiner", refiner_steps * way.rows * order.pixels)
+    if segment.finished:
+        seconds += costs.seconds("decode", order.pixels)
+        if judged:
+            seconds += costs.seconds("base", adherence.STEPS * 2 * order.pixels)
+    return seconds
+
+
+def _check(
+    arm: ExpandedArm, request: GenerateRequest, prompt: int, versions: Versions, models: Models
+) -> None:
+    """Have one cell of an arm translated, so that what is wrong with it is told before there is a comparison.
+
+    Raises:
+        InvalidPrompt, InvalidOption: it points at the part of the comparison's request that says it.
+    """
+    try:
+        _order(request, versions, models)
+    except InvalidPrompt as exc:
+        if exc.field == "prompt":
+            field = f"prompts/{prompt}" if arm.prompt is None else f"{arm.pointer}/prompt"
+        else:
+            field = pointer_of(arm, exc.field)
+        raise InvalidPrompt(
+            f"arm '{arm.name}': {exc.message}", position=exc.position, field=field.removeprefix("/")
+        ) from exc
+    except InvalidOption as exc:
+        pointer = pointer_of(arm, exc.pointer.removeprefix("/"))
+        raise InvalidOption(f"arm '{arm.name}': {exc.message}", pointer=pointer) from exc
+
+
+def pointer_of(arm: ExpandedArm, field: str) -> str:
+    """Where the comparison's request says a field of an arm's settings."""
+    if not arm.pointer.startswith("/arms/"):  # a preset's LoRA and word, or an axis
+        return arm.pointer
+    return f"{arm.pointer}/set/{field}" if field.partition("/")[0] in arm.named else f"/base/{field}"

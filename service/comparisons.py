@@ -1,0 +1,290 @@
+"""The use case of comparisons: planned and refused before they exist, told of while they are drawn."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from darkroom.types import (
+    CompareEvent,
+    CompareFile,
+    CompareMetric,
+    ComparePlan,
+    CompareRequest,
+    Comparison,
+    ComparisonPage,
+    LoraUse,
+    RunState,
+)
+from lora_registry.export import original
+from service.adapters import Adapters
+from service.blocking import Blocking
+from service.compare.changes import ENDED
+from service.compare.expansion import Expanded, ExpandedArm, expanded
+from service.compare.pinning import pinned
+from service.compare.planning import Versions, cells_of, plan_of, pointer_of, prepared
+from service.compare.table import ComparisonTable, Draft
+from service.engine.engine import Engine
+from service.errors import CompareTooLarge, InvalidOption, TooManyReaders, UnknownLora
+from service.measurements.metrics import METRICS, described
+
+POLL_SECONDS: Final = 0.3
+"""Between two looks at the table for a reader of events. They are rows, so that any replica can tell of them."""
+EVENTS_AT_ONCE: Final = 500
+MAX_READERS: Final = 200
+"""Streams of events at once: each of them looks at the table."""
+COUNTED_OUT: Final = 10
+"""How many times the cells that may be drawn a plan may have."""
+_OF_PICTURES: Final[tuple[CompareMetric, ...]] = (
+    "sharpness",
+    "high_frequency",
+    "colorfulness",
+    "contrast",
+    "luminance",
+    "edge_density",
+    "ssim",
+    "psnr",
+    "perceptual_distance",
+)
+"""What pixels alone tell."""
+
+
+@dataclass(frozen=True)
+class ComparedFile:
+    """A file to be sent. `pieces` is to be taken once; to close it lets go of the file."""
+
+    file: CompareFile
+    pieces: AsyncGenerator[bytes, None] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one comparison may ask for."""
+
+    max_cells: int
+    max_seconds: float
+
+
+class Comparisons(Blocking[ComparisonTable]):
+    """Comparisons for an event loop. What connecting to the table raises, every method may raise but `plan`."""
+
+    def __init__(
+        self,
+        connect: Callable[[], ComparisonTable],
+        *,
+        engine: Callable[[], Engine],
+        adapters: Adapters,
+        scored: Callable[[], Sequence[CompareMetric]],
+        bounds: Bounds,
+        wake: Callable[[], None],
+        stop: Callable[[str], None],
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        """`engine` raises ModelLoading until there is one. `scored` are the metrics of the scorers that this service
+        has; `wake` tells who draws that there is something to do, `stop` that a comparison's end was asked for.
+        """
+        super().__init__(connect, name="comparisons")
+        self._engine, self._adapters, self._scored, self._bounds = engine, adapters, scored, bounds
+        self._wake, self._stop = wake, stop
+        self._poll_seconds = poll_seconds
+        self._readers = 0
+
+    def table(self) -> ComparisonTable:
+        """The connected table, for those who are in a thread of their own. Blocks."""
+        return self._connected()
+
+    async def plan(self, request: CompareRequest) -> ComparePlan:
+        """What the comparison would come to; nothing is begun.
+
+        Raises:
+            InvalidOption, InvalidPrompt, UnknownLora: it cannot be drawn as it is.
+            ModelLoading, EngineStopped
+        """
+        return (await self._draft(request)).plan
+
+    async def create(self, request: CompareRequest, *, key: str = "") -> tuple[Comparison, bool]:
+        """The comparison that this request is from now on, and whether it was there already, under the same key.
+
+        Raises:
+            CompareTooLarge: it asks for more than one comparison may.
+            KeyReused, Draining; and as `plan`.
+        """
+        self._refuse_while_draining()
+        fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+        if key:
+            # Before anything is looked at that may have changed since: a LoRA, the model.
+            made = await self._asked(lambda table: table.made_with(key, fingerprint))
+            if made is not None:
+                return made, True
+        draft = await self._draft(request)
+        if not draft.plan.fits:
+            raise CompareTooLarge(_too_large(draft.plan, self._bounds))
+        comparison, replayed = await self._asked(
+            lambda table: table.create(draft, key=key, fingerprint=fingerprint)
+        )
+        if not replayed:
+            self._wake()
+        return comparison, replayed
+
+    async def get(self, id: str) -> Comparison:
+        """A comparison as it stands, with its cells. Raises ComparisonNotFound."""
+        return await self._asked(lambda table: table.get(id))
+
+    async def list(
+        self, *, state: RunState | None = None, limit: int = 50, cursor: str = ""
+    ) -> ComparisonPage:
+        """Comparisons, the newest first. Raises InvalidCursor."""
+        return await self._asked(lambda table: table.list(state=state, limit=limit, cursor=cursor))
+
+    async def cancel(self, id: str) -> Comparison:
+        """A comparison that is to end; what is drawn of it stays. Raises ComparisonNotFound."""
+        comparison = await self._asked(lambda table: table.cancel(id))
+        self._stop(id)
+        return comparison
+
+    async def past_events(self, id: str, *, after: int = 0) -> Sequence[CompareEvent]:
+        """What has happened to it after that event, `EVENTS_AT_ONCE` of it at most. Raises ComparisonNotFound."""
+        await self.get(id)
+        return await self._batch(id, after)
+
+    async def events(self, id: str, *, after: int = 0) -> AsyncGenerator[CompareEvent | Comparison, None]:
+        """What happens to it after that event, as it happens; at last the comparison, once it has ended.
+
+        Raises:
+            ComparisonNotFound, Draining, TooManyReaders
+        """
+        if self._readers >= MAX_READERS:
+            raise TooManyReaders(MAX_READERS)
+        self._readers += 1
+        try:
+            async with aclosing(self._followed(id, after)) as followed:
+                async for told in followed:
+                    yield told
+        finally:
+            self._readers -= 1
+
+    async def image(self, id: str, cell: int) -> ComparedFile:
+        """The PNG of a cell that is done, to send. Raises ComparisonNotFound, CompareFileNotFound."""
+        return await self._opened(lambda table: table.picture(id, cell))
+
+    async def open(self, id: str, name: str) -> ComparedFile:
+        """A file of it, to send. Raises ComparisonNotFound, CompareFileNotFound."""
+        return await self._opened(lambda table: table.open(id, name))
+
+    async def _opened(self, opened: Callable[[ComparisonTable], tuple[CompareFile, object]]) -> ComparedFile:
+        found, file = await self._asked(opened)
+        return ComparedFile(found, self._pieces(original(file, found.size_bytes).pieces))  # type: ignore[arg-type]
+
+    async def _followed(self, id: str, after: int) -> AsyncGenerator[CompareEvent | Comparison, None]:
+        comparison = await self.get(id)
+        while True:
+            batch = await self._batch(id, after)
+            for event in batch:
+                yield event
+                after = event.id
+            if batch:
+                # Read before the events that are looked for next: where it has ended, those are the last.
+                comparison = await self.get(id)
+            elif comparison.state in ENDED:
+                yield comparison
+                return
+            else:
+                self._refuse_while_draining()
+                await asyncio.sleep(self._poll_seconds)
+
+    async def _batch(self, id: str, after: int) -> Sequence[CompareEvent]:
+        return await self._asked(lambda table: table.events(id, after=after, limit=EVENTS_AT_ONCE))
+
+    async def _draft(self, request: CompareRequest) -> Draft:
+        """The request with everything settled that could change until it is drawn."""
+        engine = self._engine()
+        metrics = self._metrics(request)
+        wanted = expanded(request)
+        versions = await self._resolved(wanted)
+        if request.lora is not None and "dora" in versions[request.lora.ref].algorithms:
+            wanted = wanted.without_shams()
+        work = partial(self._planned, request, wanted, versions, metrics, engine)
+        return await self._in_thread(work)
+
+    def _planned(
+        self,
+        request: CompareRequest,
+        wanted: Expanded,
+        versions: Versions,
+        metrics: Sequence[CompareMetric],
+        engine: Engine,
+    ) -> Draft:
+        """In a thread: thousands of cells take a while."""
+        count = len(wanted.arms) * len(wanted.prompts) * len(wanted.seeds)
+        # A plan of somewhat too many is told what it would cost; millions of cells are not even counted out.
+        if count > self._bounds.max_cells * (COUNTED_OUT if request.dry_run else 1):
+            raise CompareTooLarge(
+                f"the comparison has {count} cells ({len(wanted.arms)} arms, {len(wanted.prompts)} prompts, "
+                f"{len(wanted.seeds)} seeds) and {self._bounds.max_cells} are allowed; name fewer"
+            )
+        cells = cells_of(wanted, versions, engine.models)
+        # Cells say `name@3` from now on, whatever the request said.
+        known = {**versions, **{version.ref: version for version in versions.values()}}
+        plan = plan_of(
+            request,
+            wanted,
+            known,
+            prepared(cells, known, engine.models),
+            engine.costs,
+            metrics,
+            max_cells=self._bounds.max_cells,
+            max_seconds=self._bounds.max_seconds,
+        )
+        return Draft(
+            request=request,
+            plan=plan,
+            cells=tuple(cells),
+            metrics=tuple(described(metrics, request.metric, request.better)),
+            model=engine.models.fingerprint,
+            pinned=pinned(known),
+        )
+
+    def _metrics(self, request: CompareRequest) -> Sequence[CompareMetric]:
+        """What will be measured, in the order of the table of metrics.
+
+        Raises:
+            InvalidOption: not the one that is to decide.
+        """
+        measured = {*_OF_PICTURES, *self._scored(), *(["prompt_adherence"] if request.adherence else [])}
+        if request.metric is not None and request.metric not in measured:
+            hints = {
+                "prompt_adherence": "set `adherence` to true",
+                "clip_score": "the service's setting DARKROOM_CLIP names a model for it",
+            }
+            hint = hints.get(request.metric, "it is for the pocket model's own prompts")
+            raise InvalidOption(f"'{request.metric}' is not measured here: {hint}", pointer="/metric")
+        return [metric for metric in METRICS if metric in measured]
+
+    async def _resolved(self, wanted: Expanded) -> Versions:
+        """What every ref of every arm means now.
+
+        Raises:
+            UnknownLora: it points at the part of the request that names it.
+        """
+        refs: dict[str, tuple[ExpandedArm, int]] = {}
+        for arm in wanted.arms:
+            for place, use in enumerate(arm.settings.loras):
+                refs.setdefault(use.ref, (arm, place))
+        versions = {}
+        for ref, (arm, place) in refs.items():
+            try:
+                (versions[ref],) = await self._adapters.resolve([LoraUse(ref=ref)])
+            except UnknownLora as exc:
+                raise UnknownLora(exc.message, pointer=pointer_of(arm, f"loras/{place}/ref")) from exc
+        return versions
+
+
+def _too_large(plan: ComparePlan, bounds: Bounds) -> str:
+    return (
+        f"the comparison has {plan.cells} cells, {plan.evaluations.planned + plan.evaluations.measuring} UNet "
+        f"evaluations and about {plan.estimated_seconds:.0f} s of the device; {bounds.max_cells} cells and "
+        f"{bounds.max_seconds:.0f} s are allowed. Name fewer arms, prompts or seeds, or take fewer steps"
+    )
