@@ -10,7 +10,7 @@ export BENTOML_DO_NOT_TRACK = true
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo serve test test-slow check format bench gpu bento openapi lock clean setup system
+.PHONY: demo article serve test test-slow check format bench gpu bento openapi lock clean setup system
 
 setup: $(READY)
 
@@ -33,6 +33,9 @@ system:
 
 demo: $(READY)  ## one picture of everything, under demo-output/
 	$(BIN)/python -m examples.demo --output demo-output
+
+article: $(READY)  ## the article's comparison with a negative LoRA trained here, under article-output/ (about ten minutes)
+	$(BIN)/python -m examples.article --output article-output
 
 serve: $(READY)  ## the service on http://$(HOST):$(PORT)
 	$(BIN)/python -m service serve --host $(HOST) --port $(PORT)
@@ -76,4 +79,4 @@ lock:  ## requirements.lock from pyproject.toml, in a fresh environment
 	rm -rf build/lock
 
 clean:
-	rm -rf $(VENV) build dist demo-output
+	rm -rf $(VENV) build dist demo-output article-output

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
-from benchmarks import crowded, over_http, png, record, sides, swaps, training
+from benchmarks import compare, crowded, findings, over_http, png, record, sides, swaps, training
 from benchmarks.apart import Apart, apart
 from benchmarks.interleave import interleave
 from benchmarks.orders import an_order
@@ -51,6 +51,8 @@ class Rounds:
     swaps: int = 15
     crowded: int = 60
     train_steps: int = 60
+    compare: int = 5
+    findings: int = 5
 
 
 QUICK = Rounds(
@@ -63,6 +65,8 @@ QUICK = Rounds(
     swaps=3,
     crowded=12,
     train_steps=10,
+    compare=1,
+    findings=1,
 )
 
 
@@ -97,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows += png_encoding(rounds, kept)
     rows += lora_swaps(rounds, kept)
     rows += train_steps(rounds, kept)
+    rows += comparisons(rounds, kept, chosen.threads, compare.SHORT if chosen.quick else compare.FULL)
+    rows += what_they_found(rounds, kept, findings.SHORT if chosen.quick else findings.FULL)
     rows += crowded_registry(rounds, kept, crowded.FEW if chosen.quick else crowded.SIZES)
     kept.add("goals", [line.as_dict() for line in rows])
     print(f"\n{table(rows)}\n\nwritten to {kept.file}")
@@ -257,6 +263,24 @@ def train_steps(rounds: Rounds, kept: record.Record) -> list[Row]:
     _say(f"train steps beside a bare loop, {rounds.train_steps} rounds")
     figures, rows = training.measure(rounds.train_steps)
     kept.add("train_step", figures)
+    return rows
+
+
+def comparisons(
+    rounds: Rounds, kept: record.Record, threads: int | None, extent: compare.Extent
+) -> list[Row]:
+    """Comparisons beside the same pictures by requests of their own."""
+    _say(f"comparisons beside requests in a row, {rounds.compare} rounds")
+    figures, rows = compare.measure(rounds.compare, threads, extent=extent)
+    kept.add("comparisons", figures)
+    return rows
+
+
+def what_they_found(rounds: Rounds, kept: record.Record, extent: findings.Extent) -> list[Row]:
+    """Measurements, verdicts, sheet and report."""
+    _say(f"measurements, verdicts and reports, {rounds.findings} rounds")
+    figures, rows = findings.measure(rounds.findings, extent)
+    kept.add("findings", figures)
     return rows
 
 

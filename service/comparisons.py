@@ -30,6 +30,7 @@ from service.compare.table import ComparisonTable, Draft
 from service.engine.engine import Engine
 from service.errors import CompareTooLarge, InvalidOption, TooManyReaders, UnknownLora
 from service.measurements.metrics import METRICS, described
+from service.metrics import Metrics
 
 POLL_SECONDS: Final = 0.3
 """Between two looks at the table for a reader of events. They are rows, so that any replica can tell of them."""
@@ -81,6 +82,7 @@ class Comparisons(Blocking[ComparisonTable]):
         bounds: Bounds,
         wake: Callable[[], None],
         stop: Callable[[str], None],
+        metrics: Metrics,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         """`engine` raises ModelLoading until there is one. `scored` are the metrics of the scorers that this service
@@ -88,7 +90,7 @@ class Comparisons(Blocking[ComparisonTable]):
         """
         super().__init__(connect, name="comparisons")
         self._engine, self._adapters, self._scored, self._bounds = engine, adapters, scored, bounds
-        self._wake, self._stop = wake, stop
+        self._wake, self._stop, self._observed = wake, stop, metrics
         self._poll_seconds = poll_seconds
         self._readers = 0
 
@@ -126,6 +128,7 @@ class Comparisons(Blocking[ComparisonTable]):
             lambda table: table.create(draft, key=key, fingerprint=fingerprint)
         )
         if not replayed:
+            self._observed.comparisons_total.labels("queued").inc()
             self._wake()
         return comparison, replayed
 
@@ -141,7 +144,15 @@ class Comparisons(Blocking[ComparisonTable]):
 
     async def cancel(self, id: str) -> Comparison:
         """A comparison that is to end; what is drawn of it stays. Raises ComparisonNotFound."""
-        comparison = await self._asked(lambda table: table.cancel(id))
+
+        def cancelled(table: ComparisonTable) -> Comparison:
+            waits = table.get(id).state == "queued"
+            comparison = table.cancel(id)
+            if waits and comparison.state == "cancelled":
+                self._observed.comparisons_total.labels("cancelled").inc()
+            return comparison
+
+        comparison = await self._asked(cancelled)
         self._stop(id)
         return comparison
 
@@ -235,6 +246,7 @@ class Comparisons(Blocking[ComparisonTable]):
             prepared(cells, known, engine.models),
             engine.costs,
             metrics,
+            model=engine.models.name,
             max_cells=self._bounds.max_cells,
             max_seconds=self._bounds.max_seconds,
         )

@@ -144,6 +144,11 @@ class Metrics:
             "Train jobs that were queued by a request here, or brought to an end by a process of this one.",
             ("state",),
         )
+        self.comparisons_total = counter(
+            "comparisons",
+            "Comparisons that were queued by a request here, or brought to an end by this process.",
+            ("state",),
+        )
         self.base_checksum_ok = gauge(
             "base_checksum_ok", "1 while the weights in memory are the ones that were loaded, else 0."
         )

@@ -388,7 +388,9 @@ def build(settings: Settings) -> Components:
     work = work_store(settings)
     training = build_training(settings, work, generation, resident.engine, sharing, metrics)
     drawing = ThreadPoolExecutor(2, thread_name_prefix="measure-image")
-    comparing = build_comparing(settings, work, training, resident.engine, runs, adapters, drawing, versions)
+    comparing = build_comparing(
+        settings, work, training, resident.engine, runs, adapters, drawing, versions, metrics
+    )
     return Components(
         settings,
         generation,
@@ -475,6 +477,7 @@ def build_comparing(
     adapters: Adapters,
     threads: Executor,
     versions: dict[str, str],
+    metrics: Metrics,
 ) -> Comparing:
     """Comparisons, and the thread that draws them."""
     clip = ClipScorer(settings.clip, offline=settings.offline) if settings.clip else None
@@ -490,7 +493,7 @@ def build_comparing(
         scorers: list[Scorer] = [pocket_scores] if has_pocket() else []
         if clip is not None:
             scorers.append(clip)
-        return Tools(engine(), runs, adapters, threads, versions, scorers)
+        return Tools(engine(), runs, adapters, threads, versions, scorers, metrics.images_total.inc)
 
     def clean_up() -> None:
         comparisons.table().expire(older_than_seconds=settings.compare_keep_days * 86400)
@@ -505,8 +508,14 @@ def build_comparing(
         bounds=Bounds(settings.compare_max_cells, settings.compare_max_seconds),
         wake=lambda: runner.wake(),
         stop=lambda comparison_id: runner.cancel(comparison_id),
+        metrics=metrics,
     )
-    runner = ComparisonRunner(comparisons.table, tools, clean_up=clean_up)
+    runner = ComparisonRunner(
+        comparisons.table,
+        tools,
+        ended=lambda comparison: metrics.comparisons_total.labels(comparison.state).inc(),
+        clean_up=clean_up,
+    )
     return Comparing(comparisons, runner)
 
 

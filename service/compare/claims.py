@@ -114,7 +114,7 @@ class ComparisonClaim:
             change.stage(stage)
 
     def put_file(self, name: str, media_type: str, data: bytes) -> CompareFile:
-        """Keep a file with the comparison, in the place of one that has its name: `sheet.png`, `differences/3.png`.
+        """Keep a file with the comparison, in the place of one that has its name: `sheet.png`, `differences/3.webp`.
 
         Raises:
             ValueError: the name is none for a file.

@@ -59,6 +59,8 @@ class Tools:
     versions: dict[str, str]
     """Of the libraries, for receipts."""
     scorers: Sequence[Scorer] = ()
+    made: Callable[[], object] = lambda: None
+    """Is told of every picture that was drawn, however many cells it is the picture of."""
 
 
 class Drawing:
@@ -102,11 +104,13 @@ class Drawing:
         """
         done = {(c.arm, c.prompt, c.seed): c for c in self._cells.values() if c.state == "done"}
         baseline = self._claim.comparison.plan.baseline
-        pairs = [(done.get((baseline, cell.prompt, cell.seed)), cell) for cell in done.values()]
-        found: dict[int, dict[str, float]] = {}
-        for base, cell in pairs:
-            if base is not None and base is not cell:
-                found[cell.index] = await self._in_thread(partial(self._hold_against, cell, base))
+        pairs = [
+            (cell, base)
+            for cell in done.values()
+            if cell.arm != baseline and (base := done.get((baseline, cell.prompt, cell.seed)))
+        ]
+        held = await _all([self._in_thread(partial(self._hold_against, *pair)) for pair in pairs])
+        found = {cell.index: one for (cell, _), one in zip(pairs, held, strict=True)}
         await self._in_thread(lambda: self._claim.measure(found))
 
     def _is_whole(self, cell: CompareCell) -> bool:
@@ -208,6 +212,7 @@ class Drawing:
 
     def _keep(self, segment: Segment, picture: Picture) -> None:
         """In a thread: one picture as the picture of every cell that it is of."""
+        self._tools.made()
         pixels = picture.pixels_HWC
         digest, small, found = pixels_digest(pixels), thumbnail(pixels), measured(pixels)
         scores: dict[str, dict[str, float]] = {}
@@ -260,8 +265,7 @@ class Drawing:
         pixels, others = self._pixels_of(cell.index), self._pixels_of(base.index)
         if found := distances(pixels, others):
             seen = thumbnail(difference_map(pixels, others))
-            media_type = "image/png" if seen.startswith(b"\x89PNG") else "image/webp"
-            self._claim.put_file(f"differences/{cell.index}.{media_type[6:]}", media_type, seen)
+            self._claim.put_file(f"differences/{cell.index}.webp", "image/webp", seen)
             self.differences[cell.index] = seen
         return found
 
@@ -283,4 +287,5 @@ async def _all(works: Sequence[Coroutine[object, object, T]]) -> list[T]:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
+        if tasks:
+            await asyncio.wait(tasks)

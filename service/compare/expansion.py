@@ -4,13 +4,14 @@ import difflib
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
 import pydantic
 
 from darkroom.types import CompareRequest, GenerateRequest, LoraUse, PictureSettings, SeedCount
 from darkroom.types.compare import MAX_ARMS
+from darkroom.types.faults import invalid_request
 from service.errors import InvalidOption
 
 SHAM_SEED: Final = 0
@@ -24,8 +25,9 @@ class ExpandedArm:
     settings: PictureSettings
     prompt: str | None
     pointer: str
-    named: frozenset[str] = frozenset()
-    """Fields that the arm itself says; the others are the base's."""
+    said_at: Mapping[str, str] = field(default_factory=dict)
+    """Where the request says what of the settings is the arm's own (`loras`, `loras/2`, `refiner/denoising_end`); the
+    rest is the base's."""
     is_sham: bool = False
     """The arm of a preset that a LoRA must have a sham for."""
 
@@ -62,18 +64,25 @@ def expanded(request: CompareRequest) -> Expanded:
     arms = [*_of_preset(request), *_of_arms(request), *_of_axes(request)]
     if len(arms) > MAX_ARMS:
         raise InvalidOption(
-            f"the comparison has {len(arms)} arms and {MAX_ARMS} are allowed", pointer="/axes"
+            f"the comparison has {len(arms)} arms and {MAX_ARMS} are allowed; name fewer",
+            pointer="/axes" if request.axes else "/arms",
         )
     seen: dict[str, ExpandedArm] = {}
     for arm in arms:
         if arm.name in seen:
-            raise InvalidOption(
-                f"two arms are called '{arm.name}'; give each a name of its own",
-                pointer=f"{arm.pointer}/name",
-            )
+            raise _same_name(arm)
         seen[arm.name] = arm
     return Expanded(
         tuple(arms), _baseline(request, list(seen)), request.prompts, tuple(_seeds(request.seeds))
+    )
+
+
+def _same_name(arm: ExpandedArm) -> InvalidOption:
+    if arm.pointer == "/axes":
+        told = "name each value of an axis once, and no two that begin with the same 100 characters"
+        return InvalidOption(f"two arms are called '{arm.name}'; {told}", pointer=arm.pointer)
+    return InvalidOption(
+        f"two arms are called '{arm.name}'; give each a name of its own", pointer=f"{arm.pointer}/name"
     )
 
 
@@ -118,33 +127,46 @@ def _seeds(seeds: tuple[int, ...] | SeedCount) -> Iterator[int]:
 def _of_arms(request: CompareRequest) -> Iterator[ExpandedArm]:
     for place, arm in enumerate(request.arms):
         settings = merged(request.base, arm.set)
-        named = frozenset(arm.set.model_fields_set)
-        yield ExpandedArm(arm.name, settings, arm.prompt, f"/arms/{place}", named)
+        pointer = f"/arms/{place}"
+        said_at = {field: f"{pointer}/set/{field}" for field in arm.set.model_fields_set}
+        yield ExpandedArm(arm.name, settings, arm.prompt, pointer, said_at)
 
 
 def _of_preset(request: CompareRequest) -> Iterator[ExpandedArm]:
     if request.preset is None or request.lora is None:
         return
     base, lora = request.base, request.lora
-    word = {"negative_prompt": _and(base.negative_prompt, request.word)}
 
-    def arm(name: str, *loras: LoraUse, **fields: str | None) -> ExpandedArm:
-        changed = {**fields, "loras": (*base.loras, *loras)} if loras else fields
-        return ExpandedArm(name, merged(base, PictureSettings.model_validate(changed)), None, "/lora")
+    def arm(name: str, *loras: LoraUse, word: Literal["word", "placebo"] | None = None) -> ExpandedArm:
+        changes: dict[str, object] = {}
+        said_at = {}
+        if word is not None:
+            changes["negative_prompt"] = _and(base.negative_prompt, getattr(request, word))
+            said_at["negative_prompt"] = f"/{word}"
+        if loras:
+            changes["loras"] = (*base.loras, *loras)
+            said_at[f"loras/{len(base.loras)}"] = "/lora"
+        try:
+            settings = merged(base, PictureSettings.model_validate(changes))
+        except pydantic.ValidationError as exc:
+            pointer = "/base/loras" if exc.errors()[0]["loc"][0] == "loras" else f"/{word}"
+            raise InvalidOption(f"arm '{name}': {_first(exc)}", pointer=pointer) from exc
+        return ExpandedArm(name, settings, None, "/preset", said_at)
 
     yield arm("base")
-    yield arm("word", **word)
-    yield arm("LoRA + word", lora, **word)
+    yield arm("word", word="word")
+    yield arm("LoRA + word", lora, word="word")
     if request.preset == "controlled":
-        yield arm("empty negative", negative_prompt=base.negative_prompt or "")
-        yield arm("placebo word", negative_prompt=_and(base.negative_prompt, request.placebo))
+        plain = arm("empty negative")
+        empty = PictureSettings(negative_prompt=base.negative_prompt or "")
+        yield replace(plain, settings=merged(base, empty))
+        yield arm("placebo word", word="placebo")
         yield arm("LoRA", _without_scope(lora))
-        yield replace(
-            arm("sham LoRA + word", lora.model_copy(update={"sham": SHAM_SEED}), **word), is_sham=True
-        )
+        sham = lora.model_copy(update={"sham": SHAM_SEED})
+        yield replace(arm("sham LoRA + word", sham, word="word"), is_sham=True)
         for scope in ("uncond", "cond"):
             if lora.scope != scope:
-                yield arm(f"LoRA on {scope} + word", lora.model_copy(update={"scope": scope}), **word)
+                yield arm(f"LoRA on {scope} + word", lora.model_copy(update={"scope": scope}), word="word")
 
 
 def _without_scope(lora: LoraUse) -> LoraUse:
@@ -176,13 +198,16 @@ def _of_axes(request: CompareRequest) -> Iterator[ExpandedArm]:
         settings = request.base
         for value in values:
             settings = merged(settings, value.settings)
-        yield ExpandedArm(", ".join(value.name for value in values), settings, None, "/axes")
+        said_at = {value.field: value.pointer for value in values}
+        yield ExpandedArm(", ".join(value.name for value in values), settings, None, "/axes", said_at)
 
 
 @dataclass(frozen=True)
 class _Value:
     name: str
     settings: PictureSettings
+    field: str
+    pointer: str
 
 
 def _values(field: str, values: Sequence[Any]) -> list[_Value]:
@@ -194,13 +219,13 @@ def _values(field: str, values: Sequence[Any]) -> list[_Value]:
         raise InvalidOption(f"there is no axis '{field[:80]}'; {hint}", pointer=f"/axes/{_escaped(field)}")
     found = []
     for place, value in enumerate(values):
-        told = _as_loras(value) if head == "loras" else value
+        told, pointer = _as_loras(value) if head == "loras" else value, f"/axes/{_escaped(field)}/{place}"
         try:
             settings = PictureSettings.model_validate({head: {tail: told} if tail else told})
         except pydantic.ValidationError as exc:
-            raise InvalidOption(_first(exc), pointer=f"/axes/{_escaped(field)}/{place}") from exc
+            raise InvalidOption(_first(exc), pointer=pointer) from exc
         name = _loras_said(settings.loras) if head == "loras" else f"{field}={_said(value)}"
-        found.append(_Value(name[:100], settings))
+        found.append(_Value(name[:100], settings, field.replace(".", "/"), pointer))
     return found
 
 
@@ -246,9 +271,9 @@ def merged(base: PictureSettings, named: PictureSettings) -> PictureSettings:
 
 
 def _first(error: pydantic.ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}"
+    """What is wrong, in the words that the edge has for a fault of a body."""
+    (fault, *_) = invalid_request(error.errors(include_url=False, include_input=False)).errors
+    return f"{fault.pointer.removeprefix('/').replace('/', '.')}: {fault.message}"
 
 
 def _escaped(field: str) -> str:

@@ -74,6 +74,7 @@ def plan_of(
     costs: Costs,
     metrics: Sequence[CompareMetric],
     *,
+    model: str,
     max_cells: int,
     max_seconds: float,
 ) -> ComparePlan:
@@ -83,6 +84,7 @@ def plan_of(
     pictures = sum(bool(segment.finished) for segment in segments)
     seconds = sum(_seconds(segment, ready, costs, judged=request.adherence) for segment in segments)
     return ComparePlan(
+        model=model,
         arms=[_planned(arm, versions) for arm in expanded.arms],
         baseline=expanded.baseline,
         prompts=list(expanded.prompts),
@@ -149,7 +151,9 @@ def _check(
 
 
 def pointer_of(arm: ExpandedArm, field: str) -> str:
-    """Where the comparison's request says a field of an arm's settings."""
-    if not arm.pointer.startswith("/arms/"):  # a preset's LoRA and word, or an axis
-        return arm.pointer
-    return f"{arm.pointer}/set/{field}" if field.partition("/")[0] in arm.named else f"/base/{field}"
+    """Where the comparison's request says a field of an arm's settings: `loras/0/ref`."""
+    for said, pointer in arm.said_at.items():
+        if f"{field}/".startswith(f"{said}/") or said.startswith(f"{field}/"):
+            # A value of an axis may be said in short.
+            return pointer if arm.pointer == "/axes" else pointer + field[len(said) :]
+    return f"/base/{field}"

@@ -5,10 +5,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from darkroom.types import CompareCell, CompareVerdict, Comparison, MetricInfo, PictureSettings
 from service.reports import words
@@ -174,8 +176,9 @@ def _settings(settings: PictureSettings) -> dict[str, str]:
     return {name: json.dumps(value, ensure_ascii=False) for name, value in chosen.items()}
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2)
+def _json(value: object) -> Markup:
+    """As the text of an element, in which quotes may stand as they are: there are thousands of them."""
+    return Markup(escape(json.dumps(value, ensure_ascii=False, indent=2), quote=False))
 
 
 def _data_url(data: bytes) -> str:

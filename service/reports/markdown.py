@@ -25,7 +25,7 @@ def _lines(comparison: Comparison) -> Iterator[str]:
     plan = comparison.plan
     yield f"# {escaped(words.title(comparison))}"
     yield ""
-    yield f"{escaped(words.extent(comparison))}, model {escaped(comparison.model)}, {escaped(comparison.id)}"
+    yield f"{escaped(words.extent(comparison))}, model {escaped(words.model(comparison))}, {escaped(comparison.id)}"
     for paragraph in (comparison.conclusion, words.standing(comparison)):
         if paragraph:
             yield f"\n**{escaped(paragraph)}**"

@@ -10,7 +10,7 @@ from darkroom.types import CompareCell, Comparison
 from service.reports.grid import SMALL_CELL_PX, Column, Grid, Group, Row, Words, cell_edge, drawn
 from service.reports.shown import shown
 from service.reports.thumbnails import decoded, size_of
-from service.reports.words import OUTCOMES, extent, standing, title
+from service.reports.words import OUTCOMES, extent, model, standing, title
 
 MAX_PIXELS: Final = 40_000_000
 """Of the cells of a sheet, about; what looks at pictures gives up not far above."""
@@ -46,7 +46,7 @@ def contact_sheet(comparison: Comparison, thumbnails: Mapping[int, bytes]) -> by
         )
         for prompt in part.prompts
     ]
-    facts = f"{extent(comparison)} · model {comparison.model} · {comparison.id}"
+    facts = f"{extent(comparison)} · model {model(comparison)} · {comparison.id}"
     grid = Grid(
         columns=[_column(comparison, arm.name) for arm in plan.arms],
         groups=groups,

@@ -88,3 +88,8 @@ def evaluations(cost: CompareEvaluations) -> str:
     if saved > 0:
         text += f": {100 * saved:.0f} % less"
     return f"{text}; {cost.measuring} more for the prompt adherence" if cost.measuring else text
+
+
+def model(comparison: Comparison) -> str:
+    """The resident model's name, and enough of its fingerprint to tell it from another one."""
+    return f"{comparison.plan.model} ({comparison.model[:12]})"

@@ -129,7 +129,7 @@ def test_arms_come_from_preset_arms_and_axes_in_this_order():
         ({"axes": {"refiner.denoising_end": [1.5]}}, "/axes/refiner.denoising_end/0", "less than or equal"),
         ({"axes": {"seed": [1]}}, "/axes/seed", "no axis 'seed'"),
         ({"axes": {"loras": [5]}}, "/axes/loras/0", "loras"),
-        ({"axes": {"guidance_scale": [5, 5]}}, "/axes/name", "two arms are called"),
+        ({"axes": {"guidance_scale": [5, 5]}}, "/axes", "two arms are called"),
         (
             {"axes": {"guidance_scale": [5], "num_inference_steps": [1, 2]}, "combine": "zip"},
             "/axes",

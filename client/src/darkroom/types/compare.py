@@ -188,6 +188,8 @@ class CompareEvaluations(Response):
 class ComparePlan(Response):
     """What a comparison comes to, told before anything is drawn."""
 
+    model: str = ""
+    """The resident one, by name."""
     arms: list[PlannedArm]
     baseline: str
     prompts: list[str]
@@ -285,7 +287,7 @@ class CompareFile(Response):
     """Something to look at, or to read on with."""
 
     name: str
-    """`sheet.png`, `report.html`, `report.md`, `comparison.json`, `differences/3.png`, …"""
+    """`sheet.png`, `report.html`, `report.md`, `comparison.json`, `differences/3.webp`, …"""
     media_type: str
     size_bytes: int
     digest: str
@@ -315,6 +317,7 @@ class Comparison(Response):
     attempts: int = 0
     """How often it was begun or taken up again."""
     model: str = ""
+    """Fingerprint of the weights that it is drawn with."""
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
