@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch; benchmarks.
 
 import httpx
 import numpy as np
+import torch
 from PIL import Image
 
 from benchmarks import findings
@@ -36,6 +37,7 @@ from service.api.app import create_app
 from service.api.auth import KeyRing
 from service.api.edge import Edge
 from service.compare.expansion import expanded, request_of
+from service.engine.models import Models
 from service.measurements.pictures import pixels_digest
 from service.settings import Settings
 from service.wiring import Components, build
@@ -77,52 +79,66 @@ class Spent:
     cpu: float
     """Seconds of the process's cores, its caller's included."""
     unet: float
-    """Seconds in which a UNet was at work."""
-    evaluations: float
-    """Passes through a UNet, each with both branches of the guidance."""
+    """Seconds in which steps were made, by the service's own metric."""
+    unet_cpu: float
+    """Seconds of the engine's thread in UNets; with one thread of torch that is all that they take of the cores."""
+    evaluations: int
+    """Rows that went through a UNet, two a step with guidance."""
     pictures: tuple[str, ...]
     """Digests of their pixels."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """The rounds of both, a figure of `Spent` at a time."""
+    """The rounds of both."""
 
     spent: Mapping[str, Sequence[Spent]]
     differing: int
     """Pictures of the warm-up, in which both drew the same, that were not equal to the bit."""
 
-    def rounds(self, figure: str) -> Rounds:
-        return Rounds({name: [getattr(one, figure) for one in some] for name, some in self.spent.items()})
+    def ratio(self, one: tuple[str, str], other: tuple[str, str]) -> Spread:
+        """Round by round, a contender's figure over one of the same or the other contender."""
+        return self._beside(one, other).ratio("one", "other")
 
-    def over_unet(self) -> Rounds:
-        """Comparisons beside nothing but the UNet's time of the requests."""
-        requests = self.rounds("unet").seconds["requests"]
-        return Rounds({"comparison": self.rounds("answered").seconds["comparison"], "requests": requests})
+    def over_requests(self, figure: str) -> Spread:
+        return self.ratio(("comparison", figure), ("requests", figure))
 
-    def unet_shares(self) -> dict[str, float]:
-        """How much of the time until their pictures were there a UNet was at work in."""
-        return {
-            name: Rounds({"unet": [one.unet for one in some], "all": [one.drawn for one in some]})
-            .ratio("unet", "all")
-            .median
-            for name, some in self.spent.items()
-        }
+    def over_unet_of_requests(self) -> Spread:
+        """All that a comparison takes of the cores, over what UNets take of them for the same by requests."""
+        return self.ratio(("comparison", "cpu"), ("requests", "unet_cpu"))
+
+    def unet_share(self, name: str) -> Spread:
+        """How much of the seconds until the pictures were there went into steps."""
+        return self.ratio((name, "unet"), (name, "drawn"))
+
+    def unet_cpu_share(self, name: str) -> Spread:
+        return self.ratio((name, "unet_cpu"), (name, "cpu"))
+
+    def telling(self) -> Spread:
+        """Seconds from a comparison's last picture to its end."""
+        return self._beside(("comparison", "ended"), ("comparison", "drawn")).difference("one", "other")
 
     def figures(self) -> dict[str, Any]:
-        """For the record: of each figure the medians of both, and the comparison's over the requests'."""
+        """For the record: each figure of both, and the comparison's over the requests'."""
         found: dict[str, Any] = {
             "rounds": len(self.spent["comparison"]),
             "differing_pictures": self.differing,
-            "unet_share_of_drawing": self.unet_shares(),
-            "answered_over_unet_of_requests": asdict(self.over_unet().ratio("comparison", "requests")),
+            "unet_share_of_drawing": {name: asdict(self.unet_share(name)) for name in self.spent},
+            "unet_share_of_cpu": {name: asdict(self.unet_cpu_share(name)) for name in self.spent},
+            "seconds_from_last_picture_to_end": asdict(self.telling()),
+            "cpu_over_unet_cpu_of_requests": asdict(self.over_unet_of_requests()),
         }
-        for figure in ("answered", "drawn", "ended", "cpu", "unet", "evaluations"):
-            rounds = self.rounds(figure)
-            found[figure] = {name: asdict(rounds.spread(name)) for name in rounds.seconds} | {
-                "comparison_over_requests": asdict(rounds.ratio("comparison", "requests"))
-            }
+        for figure in ("answered", "drawn", "ended", "cpu", "unet", "unet_cpu", "evaluations"):
+            found[figure] = {
+                name: asdict(Rounds({name: self._all(name, figure)}).spread(name)) for name in self.spent
+            } | {"comparison_over_requests": asdict(self.over_requests(figure))}
         return found
+
+    def _beside(self, one: tuple[str, str], other: tuple[str, str]) -> Rounds:
+        return Rounds({"one": self._all(*one), "other": self._all(*other)})
+
+    def _all(self, name: str, figure: str) -> list[float]:
+        return [getattr(spent, figure) for spent in self.spent[name]]
 
 
 def measure(rounds: int, threads: int | None, *, extent: Extent = FULL) -> tuple[dict[str, Any], list[Row]]:
@@ -140,34 +156,45 @@ def measure(rounds: int, threads: int | None, *, extent: Extent = FULL) -> tuple
 
 
 def _rows_of_arms(taken: Taken) -> list[Row]:
-    shares = taken.unet_shares()
-    note = f"UNet {shares['comparison']:.0%} of its drawing, {shares['requests']:.0%} of theirs"
     what = f"{len(GUIDANCE_SCALES)} arms over requests in a row"
+    of_steps, of_cores = (
+        " and ".join(f"{share(name).median:.0%}" for name in ("comparison", "requests"))
+        for share in (taken.unet_share, taken.unet_cpu_share)
+    )
     return [
-        row(what, _ratio(taken, "answered"), "", goal=OVERHEAD_GOAL, note=note),
-        row(f"{what}, until drawn", _ratio(taken, "drawn"), "", goal=OVERHEAD_GOAL),
-        row(f"{what}, in CPU seconds", _ratio(taken, "cpu"), ""),
         row(
-            f"{len(GUIDANCE_SCALES)} arms over the UNet's time of requests",
-            taken.over_unet().ratio("comparison", "requests"),
+            f"{what}, until drawn",
+            taken.over_requests("drawn"),
+            "",
+            goal=OVERHEAD_GOAL,
+            note=f"steps are {of_steps} of either",
+        ),
+        row(f"{what}, until told", taken.over_requests("answered"), "", goal=OVERHEAD_GOAL),
+        row(
+            f"{what}, in CPU seconds",
+            taken.over_requests("cpu"),
+            "",
+            goal=OVERHEAD_GOAL,
+            note=f"UNets are {of_cores} of either",
+        ),
+        row(
+            f"{len(GUIDANCE_SCALES)} arms over the UNet alone, in CPU seconds",
+            taken.over_unet_of_requests(),
             "",
             goal=OVERHEAD_GOAL,
         ),
+        row(f"{len(GUIDANCE_SCALES)} arms, from the last picture to the end", taken.telling(), "s"),
     ]
 
 
 def _rows_of_sweep(taken: Taken) -> list[Row]:
     what = f"{len(HAND_OVERS)} hand-overs over requests in a row"
     return [
-        row(f"{what}, UNet evaluations", _ratio(taken, "evaluations"), "", goal=SHARED_GOAL),
-        row(what, _ratio(taken, "answered"), ""),
-        row(f"{what}, until drawn", _ratio(taken, "drawn"), ""),
-        row(f"{what}, in CPU seconds", _ratio(taken, "cpu"), ""),
+        row(f"{what}, UNet evaluations", taken.over_requests("evaluations"), "", goal=SHARED_GOAL),
+        row(f"{what}, until drawn", taken.over_requests("drawn"), ""),
+        row(f"{what}, until told", taken.over_requests("answered"), ""),
+        row(f"{what}, in CPU seconds", taken.over_requests("cpu"), ""),
     ]
-
-
-def _ratio(taken: Taken, figure: str) -> Spread:
-    return taken.rounds(figure).ratio("comparison", "requests")
 
 
 def arms_that_share_nothing(extent: Extent, subject: str) -> CompareRequest:
@@ -199,7 +226,7 @@ def _beside_requests(ready: Apart, compared: Callable[[str], CompareRequest], ro
         def work(number: int) -> float:
             # Another prompt for each: the engine remembers what it has encoded. The first round is not counted.
             request = compared(f"{name[:2]} {number}" if number >= WARM_UPS else "the same")
-            _, taken = ready.do(request if name == "comparison" else cells_of(request))
+            _, taken = ready.do(request if name == "comparison" else requests_of(request))
             spent[name].append(taken)
             return float(taken.answered)
 
@@ -211,7 +238,7 @@ def _beside_requests(ready: Apart, compared: Callable[[str], CompareRequest], ro
     return Taken(counted, differing=sum(one != other for one, other in same))
 
 
-def cells_of(request: CompareRequest) -> tuple[GenerateRequest, ...]:
+def requests_of(request: CompareRequest) -> tuple[GenerateRequest, ...]:
     """The same pictures as requests, in the order of the comparison's cells."""
     return tuple(request_of(*cell) for cell in expanded(request).cells())
 
@@ -242,14 +269,15 @@ def service(threads: int | None) -> Iterator[Callable[[Job], Spent]]:
         client = AsyncDarkroom(URL, http_client=http, max_retries=0)
         with asyncio.Runner() as runner:
             try:
-                yield lambda job: runner.run(_spent(components, client, job))
+                unets = _UNets(components.engine().models)
+                yield lambda job: runner.run(_spent(components, unets, client, job))
             finally:
                 runner.run(http.aclose())
                 components.close()
 
 
-async def _spent(components: Components, client: AsyncDarkroom, job: Job) -> Spent:
-    meter = _Meter(components)
+async def _spent(components: Components, unets: "_UNets", client: AsyncDarkroom, job: Job) -> Spent:
+    meter = _Meter(components, unets)
     if isinstance(job, CompareRequest):
         run = (await client.comparisons.wait(await client.comparisons.create(job), on_event=False)).comparison
         read = meter.read()
@@ -272,29 +300,46 @@ async def _spent(components: Components, client: AsyncDarkroom, job: Job) -> Spe
     )
 
 
-class _Meter:
-    """Clocks, and what the service's own metrics say of its UNets, from its making on."""
+class _UNets:
+    """What goes through the UNets: the rows, and seconds of the thread that has them work."""
 
-    def __init__(self, components: Components) -> None:
-        self._components = components
+    def __init__(self, models: Models) -> None:
+        self.rows, self.cpu = 0, 0.0
+        for unet in models.unets.values():
+            unet.register_forward_pre_hook(self._begin, prepend=True)
+            unet.register_forward_hook(self._end)
+
+    def _begin(self, _unet: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.rows += len(inputs[0])
+        self.cpu -= time.thread_time()
+
+    def _end(self, _unet: torch.nn.Module, _inputs: object, _output: object) -> None:
+        self.cpu += time.thread_time()
+
+
+class _Meter:
+    """Clocks and counters from its making on."""
+
+    def __init__(self, components: Components, unets: _UNets) -> None:
+        self._metrics, self._unets = components.metrics.registry, unets
         self._before = self._now()
         self.began_at = time.time()
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> dict[str, Any]:
         return {name: value - self._before[name] for name, value in self._now().items()}
 
     def _now(self) -> dict[str, float]:
+        steps = (
+            self._metrics.get_sample_value("darkroom_step_seconds_sum", {"unet": unet})
+            for unet in ("base", "refiner")
+        )
         return {
             "answered": time.perf_counter(),
             "cpu": time.process_time(),
-            "unet": self._of_unets("sum"),
-            "evaluations": self._of_unets("count"),
+            "unet": sum(seconds or 0.0 for seconds in steps),
+            "unet_cpu": self._unets.cpu,
+            "evaluations": self._unets.rows,
         }
-
-    def _of_unets(self, what: str) -> float:
-        value = self._components.metrics.registry.get_sample_value
-        name = f"darkroom_step_seconds_{what}"
-        return sum(value(name, {"unet": unet}) or 0.0 for unet in ("base", "refiner"))
 
 
 def _digest(file: bytes) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.interleave import Contender, Rounds, interleave
 from benchmarks.png import photo
+from benchmarks.quiet import quiet
 from benchmarks.report import Row, row
 from darkroom.types import Arm, CompareCell, CompareRequest, Comparison, PictureSettings
 from service.compare.expansion import expanded
@@ -67,6 +68,7 @@ class Reported:
 
 def measure(rounds: int, extent: Extent = FULL) -> tuple[dict[str, Any], list[Row]]:
     """Figures for the record, and the rows. Seconds by the clock; the notes say how many a core took."""
+    quiet()
     loaded = models.load(presets.POCKET, device=torch.device("cpu"), dtype=torch.float32)
     judged = a_comparison(loaded, VERDICTS, extent.edges[0])
     works: dict[str, Callable[[int], object]] = {"verdicts": lambda _number: found(judged)}
@@ -154,7 +156,15 @@ def a_comparison(loaded: Models, matrix: tuple[int, int, int], edge: int) -> Com
     cells = cells_of(wanted, {}, loaded)
     ready = prepared(cells, {}, loaded)
     plan = plan_of(
-        request, wanted, {}, ready, Costs(), tuple(METRICS), max_cells=len(cells), max_seconds=np.inf
+        request,
+        wanted,
+        {},
+        ready,
+        Costs(),
+        tuple(METRICS),
+        max_cells=len(cells),
+        max_seconds=np.inf,
+        model=loaded.name,
     )
     now = datetime.now(UTC)
     comparison = Comparison(

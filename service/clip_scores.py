@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoConfig, CLIPModel, CLIPProcessor
 
 from service.errors import ModelNotFound
+
+log = structlog.get_logger()
 
 
 class ClipScorer:
@@ -24,6 +27,7 @@ class ClipScorer:
         self.source, self.offline = str(source), offline
         self._lock = threading.Lock()
         self._loaded: tuple[Any, Any] | None = None
+        self._failure: ModelNotFound | None = None
 
     def __call__(self, pixels_HWC: NDArray[np.uint8], prompt: str) -> dict[str, float]:
         """`clip_score`: 100 × cosine of the embeddings of picture and prompt (after Hessel et al., arXiv:2104.08718).
@@ -32,9 +36,7 @@ class ClipScorer:
         pictures of one prompt only. Raises ModelNotFound where `source` holds no CLIP model.
         """
         with self._lock:
-            if self._loaded is None:
-                self._loaded = self._load()
-            model, processor = self._loaded
+            model, processor = self._ready()
             inputs = processor(
                 text=[prompt],
                 images=Image.fromarray(pixels_HWC),
@@ -46,6 +48,28 @@ class ClipScorer:
                 seen = model(**inputs)
         cosine = torch.nn.functional.cosine_similarity(seen.image_embeds, seen.text_embeds)
         return {"clip_score": 100 * float(cosine)}
+
+    def is_there(self) -> bool:
+        """Whether there is such a model. Loads it, and blocks meanwhile."""
+        with self._lock:
+            try:
+                self._ready()
+            except ModelNotFound as error:
+                log.warning("there are no CLIP scores", reason=str(error))
+                return False
+        return True
+
+    def _ready(self) -> tuple[Any, Any]:
+        """Model and processor; one that could not be loaded is not looked for again, at every picture."""
+        if self._failure is not None:
+            raise self._failure
+        if self._loaded is None:
+            try:
+                self._loaded = self._load()
+            except ModelNotFound as error:
+                self._failure = error
+                raise
+        return self._loaded
 
     def _load(self) -> tuple[Any, Any]:
         """Model and processor, of which every weight was there: transformers makes up what it does not find."""

@@ -2,10 +2,10 @@
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 from darkroom.types import (
@@ -19,6 +19,7 @@ from darkroom.types import (
     LoraUse,
     RunState,
 )
+from lora_registry import LoraVersion
 from lora_registry.export import original
 from service.adapters import Adapters
 from service.blocking import Blocking
@@ -37,7 +38,7 @@ POLL_SECONDS: Final = 0.3
 EVENTS_AT_ONCE: Final = 500
 MAX_READERS: Final = 200
 """Streams of events at once: each of them looks at the table."""
-COUNTED_OUT: Final = 10
+COUNTED_OUT: Final = 3
 """How many times the cells that may be drawn a plan may have."""
 _OF_PICTURES: Final[tuple[CompareMetric, ...]] = (
     "sharpness",
@@ -92,6 +93,7 @@ class Comparisons(Blocking[ComparisonTable]):
         self._engine, self._adapters, self._scored, self._bounds = engine, adapters, scored, bounds
         self._wake, self._stop, self._observed = wake, stop, metrics
         self._poll_seconds = poll_seconds
+        self._planning = threading.Lock()
         self._readers = 0
 
     def table(self) -> ComparisonTable:
@@ -158,7 +160,7 @@ class Comparisons(Blocking[ComparisonTable]):
 
     async def past_events(self, id: str, *, after: int = 0) -> Sequence[CompareEvent]:
         """What has happened to it after that event, `EVENTS_AT_ONCE` of it at most. Raises ComparisonNotFound."""
-        await self.get(id)
+        await self._state(id)
         return await self._batch(id, after)
 
     async def events(self, id: str, *, after: int = 0) -> AsyncGenerator[CompareEvent | Comparison, None]:
@@ -190,7 +192,7 @@ class Comparisons(Blocking[ComparisonTable]):
         return ComparedFile(found, self._pieces(original(file, found.size_bytes).pieces))  # type: ignore[arg-type]
 
     async def _followed(self, id: str, after: int) -> AsyncGenerator[CompareEvent | Comparison, None]:
-        comparison = await self.get(id)
+        state = await self._state(id)
         while True:
             batch = await self._batch(id, after)
             for event in batch:
@@ -198,13 +200,16 @@ class Comparisons(Blocking[ComparisonTable]):
                 after = event.id
             if batch:
                 # Read before the events that are looked for next: where it has ended, those are the last.
-                comparison = await self.get(id)
-            elif comparison.state in ENDED:
-                yield comparison
+                state = await self._state(id)
+            elif state in ENDED:
+                yield await self.get(id)
                 return
             else:
                 self._refuse_while_draining()
                 await asyncio.sleep(self._poll_seconds)
+
+    async def _state(self, id: str) -> RunState:
+        return await self._asked(lambda table: table.state(id))
 
     async def _batch(self, id: str, after: int) -> Sequence[CompareEvent]:
         return await self._asked(lambda table: table.events(id, after=after, limit=EVENTS_AT_ONCE))
@@ -212,23 +217,26 @@ class Comparisons(Blocking[ComparisonTable]):
     async def _draft(self, request: CompareRequest) -> Draft:
         """The request with everything settled that could change until it is drawn."""
         engine = self._engine()
-        metrics = self._metrics(request)
         wanted = expanded(request)
         versions = await self._resolved(wanted)
-        if request.lora is not None and "dora" in versions[request.lora.ref].algorithms:
-            wanted = wanted.without_shams()
-        work = partial(self._planned, request, wanted, versions, metrics, engine)
-        return await self._in_thread(work)
+        if request.lora is not None:
+            wanted = _fitting(wanted, versions[request.lora.ref])
+
+        def planned() -> Draft:
+            with self._planning:  # one at a time: it is a core's work, and pictures need the core
+                return self._planned(request, wanted, versions, engine)
+
+        return await self._in_thread(planned)
 
     def _planned(
         self,
         request: CompareRequest,
         wanted: Expanded,
         versions: Versions,
-        metrics: Sequence[CompareMetric],
         engine: Engine,
     ) -> Draft:
         """In a thread: thousands of cells take a while."""
+        metrics = self._metrics(request)
         count = len(wanted.arms) * len(wanted.prompts) * len(wanted.seeds)
         # A plan of somewhat too many is told what it would cost; millions of cells are not even counted out.
         if count > self._bounds.max_cells * (COUNTED_OUT if request.dry_run else 1):
@@ -292,6 +300,22 @@ class Comparisons(Blocking[ComparisonTable]):
             except UnknownLora as exc:
                 raise UnknownLora(exc.message, pointer=pointer_of(arm, f"loras/{place}/ref")) from exc
         return versions
+
+
+def _fitting(wanted: Expanded, version: LoraVersion) -> Expanded:
+    """The arms of a preset that this LoRA can have.
+
+    Raises:
+        InvalidOption: it can have none.
+    """
+    if version.kind == "embedding":
+        token = (version.tokens or (version.name,))[0]
+        raise InvalidOption(
+            f"'{version.ref}' is an embedding, which presets are not about; name `arms`, and let a prompt or negative "
+            f"prompt say '{token}'",
+            pointer="/lora",
+        )
+    return wanted.without_shams() if "dora" in version.algorithms else wanted
 
 
 def _too_large(plan: ComparePlan, bounds: Bounds) -> str:

@@ -102,6 +102,7 @@ class Runs:
             try:
                 yield Accepted(run.estimated_seconds)
                 total, done = len(order.seeds), dict.fromkeys(range(len(order.seeds)), 0.0)
+                first = 0 if order.start is None else order.start.step
                 while True:
                     event = await self._in_time(run, run.events.get())
                     if isinstance(event, Failed):
@@ -109,7 +110,7 @@ class Runs:
                     yield event
                     if isinstance(event, Done):
                         return
-                    done[event.index] = event.step / event.steps
+                    done[event.index] = (event.step - first) / (event.steps - first)
                     run.remaining_seconds = run.estimated_seconds * (1 - sum(done.values()) / total)
                     self._report()
             finally:

@@ -86,8 +86,9 @@ class Resident:
         *,
         audit_seconds: float = 5.0,
         canary_seconds: float = 300.0,
+        became_ready: Callable[[], object] = lambda: None,
     ) -> None:
-        self._load = load
+        self._load, self._became_ready = load, became_ready
         self._metrics = metrics
         self._audit_seconds, self._canary_seconds = audit_seconds, canary_seconds
         self._engine: Engine | None = None
@@ -164,6 +165,7 @@ class Resident:
             self._metrics.model.info({"name": engine.models.name, "fingerprint": engine.models.fingerprint})
             self._metrics.device_memory_bytes.set_function(engine.memory_bytes)
             log.info("engine became ready", model=engine.models.name, canary_seconds=round(first.seconds, 3))
+            self._became_ready()
             if self._closed:
                 engine.close()
 
@@ -225,6 +227,10 @@ class Comparing:
 
     def start(self) -> None:
         self._runner.start()
+
+    def wake(self) -> None:
+        """Pictures can be made from now on."""
+        self._runner.wake()
 
     def drain(self) -> None:
         self._runner.drain()
@@ -367,6 +373,7 @@ def build(settings: Settings) -> Components:
         metrics,
         audit_seconds=settings.audit_seconds,
         canary_seconds=settings.canary_seconds,
+        became_ready=lambda: comparing.wake(),
     )
     loras = Loras(lambda: connect_registry(settings), metrics)
     reading = ThreadPoolExecutor(4, thread_name_prefix="read-lora")
@@ -487,7 +494,7 @@ def build_comparing(
 
     def scored() -> list[CompareMetric]:
         found: list[CompareMetric] = ["pocket_accuracy", "pocket_quality"] if has_pocket() else []
-        return [*found, "clip_score"] if clip is not None else found
+        return [*found, "clip_score"] if clip is not None and clip.is_there() else found
 
     def tools() -> Tools:
         scorers: list[Scorer] = [pocket_scores] if has_pocket() else []

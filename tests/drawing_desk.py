@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from darkroom.types import CompareRequest, Comparison, LoraUse
-from fake_engine import FakeEngine, Work
+import numpy as np
+
+from darkroom.types import CompareRequest, Comparison
+from fake_engine import TIMINGS, TOKENS, FakeEngine, Work
 from lora_registry import LoraVersion
 from service.adapters import Adapters
 from service.compare.drawing import Tools
@@ -21,6 +22,7 @@ from service.compare.runner import ComparisonRunner
 from service.compare.table import ComparisonTable
 from service.comparisons import Bounds, Comparisons
 from service.engine.costs import Costs
+from service.engine.orders import Done, Picture
 from service.errors import UnknownLora
 from service.metrics import Metrics
 from service.runs import Runs
@@ -32,11 +34,27 @@ ENDED = ("succeeded", "failed", "cancelled")
 QUICK = {"num_inference_steps": 2, "refiner": {"enabled": False}}
 
 
+def draw(work: Work) -> None:
+    """What an engine says at the end of an order for one image. The picture is noise, another for each seed."""
+    order = work.order
+    noise = np.random.default_rng(order.seeds[0]).integers(0, 255, (order.height, order.width, 3), np.uint8)
+    pictures = () if order.until or order.question else (Picture(0, order.seeds[0], noise, 2, 0),)
+    work.listener(
+        Done(
+            pictures,
+            TOKENS,
+            TIMINGS,
+            snapshot=SimpleNamespace(step=order.until or order.num_inference_steps),
+            adherence=0.25 if order.question else None,
+        )
+    )
+
+
 @dataclass
 class Easel(FakeEngine):
-    """A FakeEngine that plans as one on these models, and answers each order at once."""
+    """A FakeEngine that answers each order at once; what it costs is learnt, and nothing until then."""
 
-    answer: Callable[[Work], None] = Work.finish
+    answer: Callable[[Work], None] = draw
     learnt: Costs = field(default_factory=Costs)
 
     @property
@@ -62,7 +80,7 @@ class Shelf(Adapters):
                 raise UnknownLora(f"LoRA '{use.ref}' was not found", pointer=f"/loras/{place}/ref")
         return tuple(self.versions[use.ref] for use in uses)
 
-    async def fetch(self, loras: Any, engine: Any) -> Any:  # noqa: ARG002
+    async def fetch(self, loras: Any, engine: Any) -> Any:
         return SimpleNamespace(adapters={})
 
     @staticmethod

@@ -41,8 +41,9 @@ PROBLEMS: Final[dict[str, dict[int, str]]] = {
     "get_run_file": _READ | {404: "No such run, or no such file (yet)."},
 }
 
-IMMUTABLE: Final = "private, max-age=31536000, immutable"
-"""Of a picture: there is one at most for a cell, ever. `private`: it took a key to get it."""
+KEPT_A_WHILE: Final = "private, max-age=3600"
+"""Of a picture: a cell that was drawn but not scored when a service died is drawn again, as a rule to the same bits.
+`private`: it took a key to get it."""
 REPORT_POLICY: Final = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -147,7 +148,7 @@ def router(runs: Callable[[], "Comparisons"], in_flight: InFlight) -> APIRouter:
         responses={200: {"description": "The picture.", "content": {"image/png": _BINARY}, "headers": _ETAG}},
     )
     async def image(id: Id, cell: Cell) -> Response:
-        return _sent(await runs().image(id, cell), {"Cache-Control": IMMUTABLE})
+        return _sent(await runs().image(id, cell), {"Cache-Control": KEPT_A_WHILE})
 
     @routes.get(
         "/runs/{id}/files/{name:path}",

@@ -94,7 +94,10 @@ class ComparisonClaim:
         """Add measurements to cells, by index; those that have the name of an older one take its place."""
         with self._changing() as change:
             its_cells = cells.c.comparison_id == self.comparison.id
-            found = change.connection.execute(select(cells.c.place, cells.c.measurements).where(its_cells))
+            those = select(cells.c.place, cells.c.measurements).where(
+                its_cells, cells.c.place.in_(measurements)
+            )
+            found = change.connection.execute(those)
             known = {row.place: json.loads(row.measurements) for row in found}
             rows = [
                 {"at": index, "text": measured(known[index] | dict(more))}

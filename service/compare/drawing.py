@@ -15,11 +15,12 @@ import structlog
 from PIL import Image
 
 from darkroom.types import CompareCell
+from lora_registry.errors import StorageUnavailable
 from service import images
 from service.adapters import Adapters
 from service.compare.claims import ComparisonClaim
 from service.compare.failures import BUSY, EVERYBODYS, problem_of
-from service.compare.forest import Ready, Segment
+from service.compare.forest import Ready, Segment, alone
 from service.compare.planning import Prepared
 from service.engine.engine import Engine
 from service.engine.loras.arranged import Arranged
@@ -46,6 +47,8 @@ LEAST_PATIENCE_SECONDS: Final = 600.0
 PIXELS_KEPT: Final = 100_000_000
 """Of pictures in memory, until they are held against the baseline's; others are read again."""
 BUSY_SECONDS: Final = 2.0
+TRIES: Final = 3
+"""Of a store that cannot give a LoRA just now."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Drawing:
         finally:
             for task in self._keeping:
                 task.cancel()
+            await asyncio.gather(*self._keeping, return_exceptions=True)
 
     async def measure(self) -> None:
         """Hold every picture against the baseline's of the same prompt and seed.
@@ -120,23 +124,28 @@ class Drawing:
 
     async def _batch(self, ready: Ready) -> None:
         """All segments that bring the same into force; then the judge has its say on the pictures of them."""
-        slots = asyncio.Semaphore(AT_ONCE)
+        batch = ready.batch()
+        ends = await _side_by_side([self._segment(segment, start) for segment, start in batch])
+        judged = []
+        for (segment, start), end in zip(batch, ends, strict=True):
+            if not isinstance(end, Exception):
+                ready.follow(segment, end)
+                if segment.finished and self._request.adherence:
+                    judged += [self._judge(cells, end) for cells in self._by_prompt(segment.finished)]
+            elif segment.branches:  # which may be the fault of some of its cells only
+                ready.add(
+                    [alone(self._ready.ways[cell], cell, segment.start) for cell in segment.cells], start
+                )
+            else:
+                await self._fail(segment, end)
+        if judged:
+            scores = await _side_by_side(judged)
+            await self._kept()
+            of_cells = {cell: score for of_one in scores for cell, score in of_one.items()}
+            await self._in_thread(lambda: self._claim.measure(of_cells))
 
-        async def drawn(segment: Segment, start: Snapshot | None) -> tuple[Segment, Snapshot | None]:
-            async with slots:
-                return segment, await self._segment(segment, start)
-
-        ends = await _all([drawn(segment, start) for segment, start in ready.batch()])
-        for segment, snapshot in ends:
-            if snapshot is not None:
-                ready.follow(segment, snapshot)
-        if self._request.adherence:
-            finished = [(one, end) for one, end in ends if one.finished and end is not None]
-            for segment, snapshot in finished:
-                await self._judge(segment, snapshot)
-
-    async def _segment(self, segment: Segment, start: Snapshot | None) -> Snapshot | None:
-        """Where it ended; None where it failed, and with it all cells that it is a part of."""
+    async def _segment(self, segment: Segment, start: Snapshot | None) -> Snapshot | Exception:
+        """Where it ended, or why it did not."""
         some = segment.cells[0]
         order = segment.order(self._ready.orders[some], start)
         try:
@@ -144,25 +153,32 @@ class Drawing:
         except EVERYBODYS:
             raise
         except Exception as exc:  # one cell's failure is told in its place, and is not the others'
-            await self._fail(segment, exc)
-            return None
+            return exc
         owner = min(segment.cells)
         self._evaluations[owner] += segment.evaluations
         self._seconds[owner] += done.timings.base + done.timings.refiner + done.timings.decode
         if segment.finished:
             await self._keep_soon(segment, done.pictures[0])
+        assert done.snapshot is not None
         return done.snapshot
 
-    async def _judge(self, segment: Segment, snapshot: Snapshot) -> None:
-        some = segment.finished[0]
-        question = parse(self._cells[some].prompt)
+    def _by_prompt(self, cells: Sequence[int]) -> list[list[int]]:
+        """Arms that word the prompt otherwise may have one picture for two prompts."""
+        found: defaultdict[str, list[int]] = defaultdict(list)
+        for cell in cells:
+            found[self._cells[cell].prompt].append(cell)
+        return list(found.values())
+
+    async def _judge(self, cells: Sequence[int], finished: Snapshot) -> dict[int, dict[str, float]]:
+        """How well their picture fits the comparison's prompt, for cells of one prompt; nothing where that fails."""
+        question = parse(self._cells[cells[0]].prompt)
         order = replace(
-            self._ready.orders[some],
+            self._ready.orders[cells[0]],
             prompt=question,
             negative_prompt=None,
             question=question,
             loras=(),
-            start=snapshot,
+            start=finished,
             apart=True,
         )
         try:
@@ -170,12 +186,10 @@ class Drawing:
         except EVERYBODYS:
             raise
         except Exception as exc:  # then this measurement is absent, and the rest stands
-            log.warning("a picture could not be scored", cell=some, reason=str(exc))
-            return
+            log.warning("a picture could not be scored", cell=cells[0], reason=str(exc))
+            return {}
         assert done.adherence is not None
-        await self._kept()
-        scores = {cell: {"prompt_adherence": done.adherence} for cell in segment.finished}
-        await self._in_thread(lambda: self._claim.measure(scores))
+        return {cell: {"prompt_adherence": done.adherence} for cell in cells}
 
     async def _run(self, order: Order) -> Done:
         """The order's end, however long others keep the queue full."""
@@ -185,6 +199,7 @@ class Drawing:
         async def fetch() -> Mapping[str, Arranged]:
             return (await tools.adapters.fetch(order.loras, tools.engine)).adapters
 
+        failures = 0
         while True:
             try:
                 events = tools.runs.events(
@@ -197,6 +212,11 @@ class Drawing:
                 raise AssertionError("the events of an order end in Done")
             except BUSY:
                 await asyncio.sleep(BUSY_SECONDS)
+            except StorageUnavailable:
+                failures += 1
+                if failures == TRIES:
+                    raise
+                await asyncio.sleep(BUSY_SECONDS)
 
     async def _keep_soon(self, segment: Segment, picture: Picture) -> None:
         """Have the picture encoded, measured and kept while the next ones are drawn; no more than a few wait for it."""
@@ -206,7 +226,8 @@ class Drawing:
 
     async def _kept(self, leaving: int = 0) -> None:
         while len(self._keeping) > leaving:
-            done, self._keeping = await asyncio.wait(self._keeping, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(self._keeping, return_when=asyncio.FIRST_COMPLETED)
+            self._keeping -= done  # and no others: a segment beside this one may have added to them meanwhile
             for task in done:
                 task.result()
 
@@ -280,12 +301,30 @@ class Drawing:
 
 
 async def _all(works: Sequence[Coroutine[object, object, T]]) -> list[T]:
-    """What each gives, side by side. Where one fails, or the caller is cancelled, the others are ended first."""
+    """What each gives. As soon as one fails, or the caller is cancelled, the others are ended."""
     tasks = [asyncio.ensure_future(work) for work in works]
+    if not tasks:
+        return []
     try:
-        return [await task for task in tasks]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        return [task.result() for task in tasks]
     finally:
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await asyncio.wait(tasks)
+
+
+async def _side_by_side(works: Sequence[Coroutine[object, object, T]]) -> list[T]:
+    """The same, `AT_ONCE` at a time and in their order."""
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def in_turn(work: Coroutine[object, object, T]) -> T:
+        try:
+            async with slots:
+                return await work
+        finally:
+            work.close()  # one that was never begun
+
+    return await _all([in_turn(work) for work in works])

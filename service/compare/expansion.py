@@ -46,7 +46,16 @@ class Expanded:
     seeds: tuple[int, ...]
 
     def without_shams(self) -> "Expanded":
-        """The same without the preset's sham, for a LoRA that can have none."""
+        """The same without the preset's sham, for a LoRA that can have none.
+
+        Raises:
+            InvalidOption: it is the baseline.
+        """
+        if any(arm.is_sham and arm.name == self.baseline for arm in self.arms):
+            raise InvalidOption(
+                f"there is no arm '{self.baseline}': a DoRA has no sham; name another baseline",
+                pointer="/baseline",
+            )
         return replace(self, arms=tuple(arm for arm in self.arms if not arm.is_sham))
 
     def cells(self) -> Iterator[tuple[ExpandedArm, str, int]]:
@@ -126,6 +135,12 @@ def _seeds(seeds: tuple[int, ...] | SeedCount) -> Iterator[int]:
 
 def _of_arms(request: CompareRequest) -> Iterator[ExpandedArm]:
     for place, arm in enumerate(request.arms):
+        if arm.prompt is not None and "{prompt}" not in arm.prompt and len(request.prompts) > 1:
+            raise InvalidOption(
+                "the arm's prompt has no `{prompt}`: it would draw the same pictures for every prompt, and each would "
+                "count as often; write `{prompt}` where the comparison's stands",
+                pointer=f"/arms/{place}/prompt",
+            )
         settings = merged(request.base, arm.set)
         pointer = f"/arms/{place}"
         said_at = {field: f"{pointer}/set/{field}" for field in arm.set.model_fields_set}
@@ -136,6 +151,12 @@ def _of_preset(request: CompareRequest) -> Iterator[ExpandedArm]:
     if request.preset is None or request.lora is None:
         return
     base, lora = request.base, request.lora
+    if base.guidance_scale <= 1:
+        raise InvalidOption(
+            f"the preset `{request.preset}` is about the negative prompt, which counts for nothing at a guidance_scale "
+            "of 1 or below",
+            pointer="/base/guidance_scale",
+        )
 
     def arm(name: str, *loras: LoraUse, word: Literal["word", "placebo"] | None = None) -> ExpandedArm:
         changes: dict[str, object] = {}

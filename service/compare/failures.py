@@ -3,6 +3,7 @@
 from typing import Final
 
 from darkroom.types import Problem
+from darkroom.types.faults import bounded
 from lora_registry.errors import BlobMissing, RegistryError, StorageUnavailable
 from service.errors import (
     DarkroomError,
@@ -43,11 +44,13 @@ def problem_of(error: Exception) -> Problem:
     for kind in type(error).__mro__:
         if kind in _SAID:
             status, code, title = _SAID[kind]
-            return Problem(title=title, status=status, detail=str(error), code=code)
+            return _stated(title, status, str(error), code)
     told = isinstance(error, DarkroomError | RegistryError)
+    detail = str(error) if told else f"the picture could not be made ({type(error).__name__})"
+    return _stated("Internal error", 500, detail, "internal")
+
+
+def _stated(title: str, status: int, detail: str, code: str) -> Problem:
     return Problem(
-        title="Internal error",
-        status=500,
-        detail=str(error) if told else f"the picture could not be made ({type(error).__name__})",
-        code="internal",
+        type=f"urn:darkroom:problem:{code}", title=title, status=status, detail=bounded(detail), code=code
     )

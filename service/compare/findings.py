@@ -19,8 +19,8 @@ class Findings:
     warnings: tuple[str, ...]
 
 
-def found(comparison: Comparison) -> Findings:
-    """What the measurements that are there say."""
+def found(comparison: Comparison, *, cancelled: bool = False) -> Findings:
+    """What the measurements that are there say. `cancelled`: they are not all that there would have been."""
     request, plan = comparison.request, comparison.plan
     told = verdicts(
         {(c.arm, c.prompt, c.seed): c.measurements for c in comparison.cells if c.state == "done"},
@@ -39,6 +39,11 @@ def found(comparison: Comparison) -> Findings:
         cells=plan.cells,
         failed=sum(cell.state == "failed" for cell in comparison.cells),
     )
+    if cancelled:
+        weak.append(
+            f"It was cancelled after {comparison.done} of {plan.cells} cells. Where one stops as soon as the figures "
+            "please, chance pleases sooner or later: do not decide by this."
+        )
     return Findings(tuple(told), said, tuple(weak))
 
 

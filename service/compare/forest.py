@@ -5,10 +5,14 @@ Pure: ways (see `service.engine.paths`) in, segments out, in the order in which 
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from service.engine.orders import Order
 from service.engine.paths import Way
 from service.engine.snapshots import Snapshot
+
+AT_MOST: Final = 64
+"""Segments of a batch."""
 
 
 @dataclass(eq=False)
@@ -37,11 +41,26 @@ def forest(ways: Sequence[Way], cells: Sequence[int] | None = None) -> list[Segm
     beginnings: dict[Hashable, list[int]] = {}
     for cell in range(len(ways)) if cells is None else cells:
         beginnings.setdefault(ways[cell].path[0], []).append(cell)
-    return [_segment(ways, tuple(together), 0) for together in beginnings.values()]
+    return [root for together in beginnings.values() for root in _segments(ways, tuple(together), 0)]
 
 
-def _segment(ways: Sequence[Way], cells: tuple[int, ...], start: int) -> Segment:
-    """The longest stretch after step `start` that all of these cells have in common, and what comes after it."""
+def alone(way: Way, cell: int, start: int) -> Segment:
+    """All steps of one cell after `start`, shared with nobody."""
+    return Segment(
+        start,
+        way.steps,
+        (cell,),
+        (cell,),
+        (way.steps - start) * way.rows,
+        _without_repeats(way.stacks[start:]),
+    )
+
+
+def _segments(ways: Sequence[Way], cells: tuple[int, ...], start: int) -> list[Segment]:
+    """The longest stretch after step `start` that all of these cells have in common, and what comes after it.
+
+    Where they part at once there is no stretch, only what comes after: to have the same noise is nothing to be drawn.
+    """
     first = ways[cells[0]]
     shortest = min(ways[cell].steps for cell in cells)
     end = start
@@ -52,15 +71,11 @@ def _segment(ways: Sequence[Way], cells: tuple[int, ...], start: int) -> Segment
     for cell in cells:
         if ways[cell].steps > end:
             parted.setdefault(ways[cell].path[end + 1], []).append(cell)
-    return Segment(
-        start,
-        end,
-        cells,
-        finished,
-        (end - start) * first.rows,
-        _without_repeats(first.stacks[start:end]),
-        [_segment(ways, tuple(together), end) for together in parted.values()],
-    )
+    branches = [one for together in parted.values() for one in _segments(ways, tuple(together), end)]
+    if end == start and not finished:
+        return branches
+    stacks = _without_repeats(first.stacks[start:end])
+    return [Segment(start, end, cells, finished, (end - start) * first.rows, stacks, branches)]
 
 
 def _without_repeats(stacks: Sequence[Hashable]) -> tuple[Hashable, ...]:
@@ -83,19 +98,25 @@ class Ready:
         return bool(self._waiting)
 
     def batch(self) -> list[tuple[Segment, Snapshot | None]]:
-        """Those that bring the same into force, in the same order, and where each goes on from."""
+        """Those that bring the same into force, in the same order, and where each goes on from; not too many at once,
+        as each ends in a snapshot."""
         chosen = next(
             (waiting for waiting in self._waiting if waiting[0].stacks[:1] == (self._in_force,)),
             self._waiting[0],
         )[0].stacks
-        taken = [waiting for waiting in self._waiting if waiting[0].stacks == chosen]
-        self._waiting = [waiting for waiting in self._waiting if waiting[0].stacks != chosen]
+        taken = [waiting for waiting in self._waiting if waiting[0].stacks == chosen][:AT_MOST]
+        for waiting in taken:
+            self._waiting.remove(waiting)
         self._in_force = chosen[-1] if chosen else self._in_force
         return taken
 
     def follow(self, segment: Segment, snapshot: Snapshot | None) -> None:
         """The segment is drawn: what comes after it may be."""
         self._waiting += [(branch, snapshot) for branch in segment.branches]
+
+    def add(self, segments: Sequence[Segment], snapshot: Snapshot | None) -> None:
+        """Segments in the place of one that could not be drawn, from where that began."""
+        self._waiting += [(segment, snapshot) for segment in segments]
 
 
 def in_order(roots: Sequence[Segment]) -> Iterator[list[Segment]]:

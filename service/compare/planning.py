@@ -1,7 +1,7 @@
 """What a comparison comes to before anything is drawn: orders, the steps that they share, what it will cost."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from darkroom.types import (
     CompareCell,
@@ -20,6 +20,7 @@ from service.engine.costs import Costs
 from service.engine.models import Models
 from service.engine.orders import Order
 from service.engine.paths import Way, Ways
+from service.engine.prompts import ParsedPrompt, parse
 from service.errors import InvalidOption, InvalidPrompt
 from service.translation import order_from
 
@@ -45,6 +46,7 @@ def cells_of(expanded: Expanded, versions: Versions, models: Models) -> list[Com
     Raises:
         InvalidPrompt, InvalidOption: an arm cannot be drawn as it is; it points into the comparison's request.
     """
+    _check_prompts(expanded.prompts)
     cells = []
     checked: set[tuple[str, str]] = set()
     for index, (arm, prompt, seed) in enumerate(expanded.cells()):
@@ -61,9 +63,18 @@ def cells_of(expanded: Expanded, versions: Versions, models: Models) -> list[Com
 
 def prepared(cells: Sequence[CompareCell], versions: Versions, models: Models) -> Prepared:
     """The orders of cells that `cells_of` gave, now or before a restart."""
-    orders = tuple(_order(cell.request, versions, models) for cell in cells)
     ways = Ways(models)
-    return Prepared(orders, tuple(ways.of(order) for order in orders))
+    known: dict[tuple[str, str], tuple[Order, Way]] = {}
+    for cell in cells:
+        # Cells of one arm and prompt differ in their seeds alone: thousands of prompts need not be parsed.
+        if (cell.arm, cell.prompt) not in known:
+            order = _order(cell.request, versions, models)
+            known[cell.arm, cell.prompt] = order, ways.of(order)
+    found = [(*known[cell.arm, cell.prompt], cell.seed) for cell in cells]
+    return Prepared(
+        tuple(replace(order, seeds=(seed,)) for order, _, seed in found),
+        tuple(way.with_seed(seed) for _, way, seed in found),
+    )
 
 
 def plan_of(
@@ -82,7 +93,12 @@ def plan_of(
     roots = ready.forest()
     segments = [segment for batch in in_order(roots) for segment in batch]
     pictures = sum(bool(segment.finished) for segment in segments)
-    seconds = sum(_seconds(segment, ready, costs, judged=request.adherence) for segment in segments)
+    prompts = [prompt for _, prompt, _ in expanded.cells()]
+
+    def judgements(segment: Segment) -> int:
+        return len({prompts[cell] for cell in segment.finished}) if request.adherence else 0
+
+    seconds = sum(_seconds(segment, ready, costs, judgements(segment)) for segment in segments)
     return ComparePlan(
         model=model,
         arms=[_planned(arm, versions) for arm in expanded.arms],
@@ -94,7 +110,7 @@ def plan_of(
         evaluations=CompareEvaluations(
             planned=sum(segment.evaluations for segment in segments),
             naive=sum(way.steps * way.rows for way in ready.ways),
-            measuring=pictures * adherence.STEPS * 2 if request.adherence else 0,
+            measuring=sum(map(judgements, segments)) * adherence.STEPS * 2,
         ),
         swaps=swaps(roots, judged=request.adherence),
         estimated_seconds=seconds,
@@ -114,7 +130,7 @@ def _order(request: GenerateRequest, versions: Versions, models: Models) -> Orde
     return order_from(request, models, first_seed=request.seed or 0, loras=loras)
 
 
-def _seconds(segment: Segment, ready: Prepared, costs: Costs, *, judged: bool) -> float:
+def _seconds(segment: Segment, ready: Prepared, costs: Costs, judgements: int) -> float:
     order, way = ready.orders[segment.cells[0]], ready.ways[segment.cells[0]]
     base_steps = max(0, min(segment.end, way.base_steps) - segment.start)
     refiner_steps = segment.end - segment.start - base_steps
@@ -122,9 +138,25 @@ def _seconds(segment: Segment, ready: Prepared, costs: Costs, *, judged: bool) -
     seconds += costs.seconds("refiner", refiner_steps * way.rows * order.pixels)
     if segment.finished:
         seconds += costs.seconds("decode", order.pixels)
-        if judged:
-            seconds += costs.seconds("base", adherence.STEPS * 2 * order.pixels)
+        seconds += judgements * costs.seconds("base", adherence.STEPS * 2 * order.pixels)
     return seconds
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    """Have every prompt read, also those that arms say in other words: pictures are scored by them.
+
+    Raises:
+        InvalidPrompt: one cannot be read.
+        InvalidOption: two mean the same, so that each pair of pictures would count twice.
+    """
+    read: dict[ParsedPrompt, int] = {}
+    for place, prompt in enumerate(prompts):
+        parsed = parse(prompt, field=f"prompts/{place}")
+        if (other := read.setdefault(parsed, place)) != place:
+            raise InvalidOption(
+                f"prompts {other + 1} and {place + 1} mean the same; each pair of pictures would count twice",
+                pointer=f"/prompts/{place}",
+            )
 
 
 def _check(

@@ -11,14 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from darkroom.types import Comparison, Problem
-from lora_registry.errors import RegistryError
+from lora_registry.errors import CatalogUnavailable, RegistryError, StorageFull, StorageUnavailable
 from service.compare.claims import ComparisonClaim
 from service.compare.drawing import Drawing, Tools
+from service.compare.failures import EVERYBODYS, problem_of
 from service.compare.findings import files, found
 from service.compare.pinning import unpinned
 from service.compare.planning import prepared
@@ -34,6 +35,9 @@ LOOK_SECONDS: Final = 5.0
 """Between two looks for comparisons that others have left; one of this process is heard of at once."""
 
 CLEAN_SECONDS: Final = 3600.0
+LONGEST_PAUSE_SECONDS: Final = 60.0
+WAITING: Final = (*EVERYBODYS, CatalogUnavailable, StorageFull, StorageUnavailable)
+"""Nothing is wrong with the comparison: it is let go of, and taken up again."""
 
 
 class ComparisonRunner:
@@ -115,10 +119,11 @@ class ComparisonRunner:
                     async with asyncio.timeout(self._look_seconds):
                         await self._woken.wait()
                 continue
+            if self._closing.is_set():
+                await self._let_go(claim)
+                return
             self._cancelled.clear()
             self._working = asyncio.create_task(self._work(claim))
-            if self._closing.is_set():
-                self._working.cancel()
             with suppress(asyncio.CancelledError):
                 await self._working
             self._working = None
@@ -132,7 +137,9 @@ class ComparisonRunner:
             )
         except (DarkroomError, RegistryError) as exc:
             log.debug("no comparison can be begun now", reason=str(exc))
-            return None
+        except Exception as exc:  # the edge of a thread: without it no comparison would be begun ever again
+            log.error("no comparison could be begun", exc_info=exc)
+        return None
 
     def _clean(self) -> None:
         """In a thread, now and then: what is kept no longer goes."""
@@ -143,49 +150,78 @@ class ComparisonRunner:
             self._clean_up()
         except (DarkroomError, RegistryError) as exc:
             log.warning("what is kept no longer could not be removed", reason=str(exc))
+        except Exception as exc:  # as above
+            log.error("what is kept no longer could not be removed", exc_info=exc)
 
     async def _work(self, claim: ComparisonClaim) -> None:
         """One comparison, until it has ended or is another's to go on with."""
         comparison_id = claim.comparison.id
         log.info("comparison began", comparison=comparison_id, attempt=claim.comparison.attempts)
-        drawing = asyncio.create_task(self._drawn(claim))
-        beating = asyncio.create_task(self._beat(claim))
+        stopping = asyncio.Event()
+        beating = asyncio.create_task(self._beat(claim, stopping))
         try:
-            await asyncio.wait({drawing, beating}, return_when=asyncio.FIRST_COMPLETED)
-            if not drawing.done() and beating.exception() is None:  # its end was asked for
-                drawing.cancel()
-                await asyncio.wait({drawing})
-                await self._finished(claim, cancelled=True)
-            elif drawing.done():
-                drawing.result()
-            else:
-                beating.result()
+            await self._until_stopped(claim, stopping, beating)
         except LeaseLost as exc:
             log.warning("comparison was taken over", comparison=comparison_id, reason=str(exc))
-        except (DarkroomError, RegistryError) as exc:
+        except WAITING as exc:
             log.warning("comparison must wait", comparison=comparison_id, reason=str(exc))
             await self._let_go(claim)
-            await asyncio.sleep(0 if self._closing.is_set() else self._heartbeat_seconds)
+            if not self._closing.is_set():
+                await asyncio.sleep(self._pause_seconds(claim))
         except asyncio.CancelledError:
             await self._let_go(claim)
             raise
-        except Exception as exc:  # the edge of a thread: whatever it was, the comparison must not hang
+        except Exception as exc:  # no second attempt would fare better, and others wait behind it
             log.error("comparison broke off", comparison=comparison_id, exc_info=exc)
-            await self._broken(claim)
+            await self._broken(claim, exc)
         finally:
-            for task in (drawing, beating):
-                task.cancel()
-            await asyncio.wait({drawing, beating})
+            await _ended(beating)
 
-    async def _beat(self, claim: ComparisonClaim) -> None:
-        """Renew the lease until the comparison's end is asked for."""
-        while claim.comparison.id not in self._cancelled:
+    async def _until_stopped(
+        self, claim: ComparisonClaim, stopping: asyncio.Event, beating: "asyncio.Task[None]"
+    ) -> None:
+        """Draw, measure and finish; once its end was asked for, finish with what is there."""
+        asked = asyncio.create_task(stopping.wait())
+        drawing = asyncio.create_task(self._drawn(claim))
+        try:
+            await asyncio.wait({drawing, asked, beating}, return_when=asyncio.FIRST_COMPLETED)
+            if beating.done():  # the lease is gone
+                beating.result()
+            if drawing.done():
+                drawing.result()
+                return
+            await _ended(drawing)
+            await self._told(claim, {}, cancelled=True)
+        finally:
+            await _ended(asked)
+            await _ended(drawing)
+
+    async def _beat(self, claim: ComparisonClaim, stopping: asyncio.Event) -> None:
+        """Renew the lease to the end, and say when the comparison's end is asked for.
+
+        Raises:
+            LeaseLost, or what the database says at last: it was not renewed for as long as it holds.
+        """
+        renewed_at = time.monotonic()
+        while True:
+            if claim.comparison.id in self._cancelled:
+                stopping.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_seconds):
                     self._woken.clear()
                     await self._woken.wait()
-            if await asyncio.to_thread(claim.renew):
-                return
+            try:
+                if await asyncio.to_thread(claim.renew):
+                    stopping.set()
+                renewed_at = time.monotonic()
+            except RegistryError as exc:
+                if time.monotonic() - renewed_at > self._lease_seconds:
+                    raise
+                log.warning("a lease was not renewed", comparison=claim.comparison.id, reason=str(exc))
+
+    def _pause_seconds(self, claim: ComparisonClaim) -> float:
+        """Longer each time, so that one which cannot go on does not keep the others from it."""
+        return min(self._heartbeat_seconds * 2.0 ** min(claim.comparison.attempts, 6), LONGEST_PAUSE_SECONDS)
 
     async def _drawn(self, claim: ComparisonClaim) -> None:
         tools = self._tools()
@@ -196,17 +232,13 @@ class ComparisonRunner:
         await drawing.draw()
         await asyncio.to_thread(claim.stage, "measuring")
         await drawing.measure()
-        await self._finished(claim, differences=drawing.differences)
+        await self._told(claim, drawing.differences, cancelled=False)
 
-    async def _finished(
-        self,
-        claim: ComparisonClaim,
-        *,
-        differences: Mapping[int, bytes] | None = None,
-        cancelled: bool = False,
+    async def _told(
+        self, claim: ComparisonClaim, differences: Mapping[int, bytes], *, cancelled: bool
     ) -> None:
         """Say what was found in the cells that are there, and end it."""
-        ended = await asyncio.to_thread(self._finish, claim, differences or {}, cancelled)
+        ended = await asyncio.to_thread(self._finish, claim, differences, cancelled)
         log.info("comparison ended", comparison=ended.id, state=ended.state, cells=ended.done)
         self._ended(ended)
 
@@ -219,7 +251,7 @@ class ComparisonRunner:
         if not done:
             problem = None if cancelled else _nothing_drawn(comparison)
             return claim.finish("cancelled" if cancelled else "failed", problem=problem)
-        findings = found(comparison)
+        findings = found(comparison, cancelled=cancelled)
         said = {
             "state": "cancelled" if cancelled else "succeeded",
             "stage": comparison.stage if cancelled else "done",
@@ -241,15 +273,19 @@ class ComparisonRunner:
         with suppress(DarkroomError, RegistryError):  # then its lease runs out, which comes to the same
             await asyncio.to_thread(claim.release)
 
-    async def _broken(self, claim: ComparisonClaim) -> None:
-        problem = Problem(
-            title="Internal error",
-            status=500,
-            detail="the comparison broke off; the service's log has the cause under its id",
-            code="internal",
-        )
+    async def _broken(self, claim: ComparisonClaim, error: Exception) -> None:
+        problem = problem_of(error)
+        if problem.code == "internal":
+            detail = "the comparison broke off; the service's log has the cause under its id"
+            problem = problem.model_copy(update={"detail": detail})
         with suppress(DarkroomError, RegistryError):
             self._ended(await asyncio.to_thread(lambda: claim.finish("failed", problem=problem)))
+
+
+async def _ended(task: "asyncio.Task[Any]") -> None:
+    """Cancel a task, and wait until it has heard of it; what it fails with is seen."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _nothing_drawn(comparison: Comparison) -> Problem:

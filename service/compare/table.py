@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 from sqlalchemy import Select, and_, delete, insert, or_, select
 
@@ -110,6 +110,20 @@ class ComparisonTable:
             ComparisonNotFound
         """
         return get_comparison(self._database, comparison_id)
+
+    def state(self, comparison_id: str) -> RunState:
+        """Its state alone, for those who ask often.
+
+        Raises:
+            ComparisonNotFound
+        """
+        with self._database.read() as connection:
+            found = connection.execute(
+                select(comparisons.c.state).where(comparisons.c.id == comparison_id)
+            ).scalar()
+        if found is None:
+            raise ComparisonNotFound(comparison_id)
+        return cast(RunState, found)
 
     def list(self, *, state: RunState | None = None, limit: int = 50, cursor: str = "") -> ComparisonPage:
         """Comparisons in that state, or all; the newest first, without their cells, verdicts and files.

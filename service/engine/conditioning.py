@@ -130,13 +130,27 @@ class Conditioner:
         )
 
     def question(self, order: Order, prompt: ParsedPrompt) -> Conditioning:
-        """What a picture of that order is scored by: the base told `prompt`, and told nothing, without any LoRA.
+        """What a picture of that size is scored by: the base told `prompt`, and told nothing, and nothing else of the
+        order, so that all arms have one judge.
 
         Raises:
             InvalidPrompt: as `conditioning`.
         """
+        size = order.height, order.width
         return self.conditioning(
-            replace(order, prompt=prompt, negative_prompt=None, guidance_scale=2.0, hand_over=None, loras=())
+            replace(
+                order,
+                prompt=prompt,
+                negative_prompt=None,
+                guidance_scale=2.0,
+                hand_over=None,
+                original_size=size,
+                crops_coords_top_left=(0, 0),
+                target_size=size,
+                negative_original_size=None,
+                negative_target_size=None,
+                loras=(),
+            )
         )
 
     def _encode(

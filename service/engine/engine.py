@@ -259,10 +259,10 @@ class Engine:
 
     def _advance_group(self, name: UNetName, group: Sequence[tuple[Work, Trajectory]]) -> None:
         started = time.perf_counter()
+        evaluated = [work.order.pixels * trajectory.row_count for work, trajectory in group]
         steps = self._loop.advance([trajectory for _, trajectory in group])
         self._settle()
         seconds = time.perf_counter() - started
-        evaluated = [work.order.pixels * (2 if work.order.guided else 1) for work, _ in group]
         self.costs.learn(name, sum(evaluated), seconds)
         self._observe_step(name, seconds)
         for (work, _), pixels in zip(group, evaluated, strict=True):

@@ -4,7 +4,7 @@ Nothing here touches a weight or a device: whoever plans many pictures asks befo
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from darkroom.types import SchedulerName
 from lora_registry.records import Component
@@ -33,6 +33,12 @@ class Way:
     @property
     def steps(self) -> int:
         return len(self.path) - 1
+
+    def with_seed(self, seed: int) -> "Way":
+        """The way of the same order with another seed."""
+        noise = self.path[0]
+        assert isinstance(noise, tuple)
+        return replace(self, path=((seed, *noise[1:]), *self.path[1:]))
 
 
 class Ways:

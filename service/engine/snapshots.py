@@ -13,7 +13,7 @@ class Snapshot:
     step: int
     """Steps that are done, base and refiner together."""
     latents: torch.Tensor
-    """(1, C, H/f, W/f)"""
+    """(1, C, H/f, W/f), on the CPU: many may wait."""
     generator_state: torch.Tensor
     """Of the image's own generator."""
     scheduler: SchedulerMixin

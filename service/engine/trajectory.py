@@ -88,6 +88,11 @@ class Trajectory:
         return self._schedule[self.step][0] if self.step < self.denoising_steps else "base"
 
     @property
+    def row_count(self) -> int:
+        """UNet evaluations that the next step needs."""
+        return 2 if self.order.guided or self.step >= self.denoising_steps else 1
+
+    @property
     def adherence(self) -> float | None:
         """How well the finished image fits the prompt that the order asks about."""
         return None if self._judgement is None else self._judgement.score
@@ -96,7 +101,7 @@ class Trajectory:
         """What another trajectory goes on from, in the place of this one."""
         done = min(self.step, self.denoising_steps)
         name = self._schedule[max(0, done - 1)][0]
-        return Snapshot(done, self.latents, self._generator.get_state(), self._legs[name].scheduler)
+        return Snapshot(done, self.latents.cpu(), self._generator.get_state(), self._legs[name].scheduler)
 
     def rows(self) -> list[Row]:
         """The UNet evaluations that the next step needs: uncond, cond; or cond alone without guidance."""
@@ -144,7 +149,7 @@ class Trajectory:
         self.step += 1
 
     def _go_on_from(self, start: Snapshot) -> None:
-        self.step, self.latents = start.step, start.latents
+        self.step, self.latents = start.step, start.latents.to(self._models.device)
         self._generator.set_state(start.generator_state)
         if start.step:
             name = self._schedule[start.step - 1][0]

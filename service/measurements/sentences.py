@@ -56,7 +56,7 @@ def _value(verdict: CompareVerdict, baseline: str, arms: int, better: Direction 
 
 def _distance(verdict: CompareVerdict, baseline: str) -> str:
     if verdict.outcome == "absent":
-        return f"could not be measured in any pair with “{baseline}”; pictures of different sizes have none"
+        return f"could not be measured in any pair with “{baseline}”"
     if verdict.outcome == "identical":
         return f"is that of equal pictures, in {_pairs(verdict.pairs)} with “{baseline}”"
     return f"is {_confident(verdict)}, in {_pairs(verdict.pairs)} with “{baseline}”"

@@ -3,11 +3,14 @@
 Measurements need no other model. `likeness`: by how much the LoRA lowers the base's own denoising error on pictures of
 the dataset, at fixed noise, 0 for not at all and 1 for all of it. `drift`: how far pictures of prompts that were not
 trained move away from those of the base, mean absolute difference of pixels in 0..1. `nearest`: distance of the drawn
-pictures to the nearest training picture, in the same unit, after both are made small.
+pictures to the nearest training picture, in the same unit, after both are made small. Beside these stand the
+measurements of comparisons on the pictures of other prompts: how far they are from the base's, and by how much they are
+sharper, more colourful and so on, in pairs of one seed.
 The best is the one with the largest likeness minus drift, a rule that was fixed before any study was made.
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +21,7 @@ from PIL import Image
 
 from darkroom.types import CardCell, EvaluationCard, GenerateRequest, Refiner
 from service.engine.models import Models
+from service.measurements.pictures import distances, measured
 from service.training.data import Example
 from service.training.objective import Objective
 from service.training.sheets import contact_sheet
@@ -137,8 +141,13 @@ def study(
             nearest = float(
                 np.mean([np.abs(small - _small(pictures[i])).mean((1, 2, 3)).min() for i in subject])
             )
-            measured = {"likeness": likeness[candidate.step] * weight, "drift": drift, "nearest": nearest}
-            cells.append((CardCell(step=candidate.step, weight=weight, measurements=measured), candidate))
+            measurements = {
+                "likeness": likeness[candidate.step] * weight,
+                "drift": drift,
+                "nearest": nearest,
+                **_compared([(pictures[i], base[i]) for i in range(len(subject), len(prompts))]),
+            }
+            cells.append((CardCell(step=candidate.step, weight=weight, measurements=measurements), candidate))
             rows.append(pictures)
             labels.append(f"step {candidate.step}, weight {weight:g}")
         ended(f"studied the checkpoint of step {candidate.step}")
@@ -165,6 +174,18 @@ def study(
         warnings=warnings,
     )
     return Studied(card, contact_sheet(rows, labels, prompts), chosen)
+
+
+def _compared(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Means of the distances of each pair, and of the differences of what is measured of either picture."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for picture, other in pairs:
+        for name, distance in distances(picture, other).items():
+            found[name].append(distance)
+        before = measured(other)
+        for name, value in measured(picture).items():
+            found[name].append(value - before[name])
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def _score(cell: CardCell) -> float:

@@ -212,14 +212,14 @@ def test_cancelled_it_stops_soon_and_keeps_what_is_drawn(studio):
 def test_what_is_left_behind_goes_on_with_the_next_start(serve, tmp_path):
     first = serve(data=tmp_path, training="off")
     made = asked(
-        first, arms=[{"name": "slow"}], base={"num_inference_steps": 12}, seeds={"count": 8}, adherence=True
+        first, arms=[{"name": "slow"}], base={"num_inference_steps": 10}, seeds={"count": 6}, adherence=True
     )
-    before = waited_for(first, made["id"], cells=6)
+    before = waited_for(first, made["id"], cells=4)
     first.components.close()
     left = {cell["index"]: cell for cell in before["cells"] if cell["state"] == "done"}
     second = serve(data=tmp_path, training="off")
     run = waited_for(second, made["id"])
-    assert (run["state"], run["attempts"], run["done"]) == ("succeeded", 2, 16)
+    assert (run["state"], run["attempts"], run["done"]) == ("succeeded", 2, 12)
     for index, cell in left.items():
         assert run["cells"][index]["pixels_digest"] == cell["pixels_digest"]
     assert all("prompt_adherence" in cell["measurements"] for cell in run["cells"])
@@ -314,8 +314,59 @@ def test_a_dry_run_begins_nothing(studio):
         ({"axes": {"guidance_scale": []}}, "invalid_request", "/axes/guidance_scale"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_where_it_stands_and_nothing_is_begun(studio, fields, code, pointer):
-    refused = asked(studio, 422, **fields)
+def test_what_cannot_be_drawn_is_refused_where_it_stands_and_nothing_is_begun(service, fields, code, pointer):
+    before = service.metric("comparisons_total", state="queued")
+    refused = asked(service, 422, **fields)
     assert refused["code"] == code
     assert refused["errors"][0]["pointer"].startswith(pointer)
-    assert studio.http.get("/v1/runs").json()["items"] == []
+    assert service.metric("comparisons_total", state="queued") == before
+
+
+def test_an_arm_that_cannot_be_drawn_does_not_take_the_others_with_it(studio):
+    long = "fox " * 900  # within the characters, beyond the tokens
+    for prompts in ([long, PROMPTS[0]], [PROMPTS[0], long]):
+        run = compared(
+            studio, arms=[{"name": "plain"}, {"name": "calm", "set": {"guidance_scale": 2}}], prompts=prompts
+        )
+        states = {(cell["prompt"] == long, cell["state"]) for cell in run["cells"]}
+        assert states == {(True, "failed"), (False, "done")}
+        assert run["cells"][0 if prompts[0] == long else -1]["problem"]["code"] == "invalid_prompt"
+
+
+def test_one_picture_of_two_prompts_is_scored_by_each(studio):
+    arms = [{"name": "as it is"}, {"name": "with more", "prompt": "{prompt} on a blue background"}]
+    prompts = ["a big red circle", "a big red circle on a blue background"]
+    run = compared(studio, arms=arms, prompts=prompts, seeds=[1], adherence=True)
+    said_less, said_all = cells_of(run, "with more")[0], cells_of(run, "as it is")[1]
+    assert said_less["pixels_digest"] == said_all["pixels_digest"]
+    scores = [cell["measurements"]["prompt_adherence"] for cell in (said_less, said_all)]
+    assert scores[0] != scores[1]
+    # Four cells, three pictures, one of them scored twice.
+    assert (run["plan"]["pictures"], run["plan"]["evaluations"]["measuring"]) == (3, 4 * 8)
+
+
+def test_arms_that_tell_the_model_other_sizes_have_the_same_judge(studio, engine):
+    from dataclasses import replace
+
+    from builders import an_order, run
+    from service.engine.prompts import parse
+
+    order = an_order(apart=True)
+    finished = run(engine, order).snapshot
+    asked = replace(order, start=finished, question=parse(PROMPTS[0]))
+    told = replace(asked, original_size=(512, 512), crops_coords_top_left=(8, 8), target_size=(32, 32))
+    assert run(engine, told).adherence == run(engine, asked).adherence
+
+
+def test_prompts_that_mean_the_same_are_refused(service):
+    refused = asked(service, 422, arms=[{"name": "a"}], prompts=["a fox", "(a fox)1.0"])
+    assert refused["errors"][0]["pointer"] == "/prompts/1"
+    own = [{"name": "a"}, {"name": "b", "prompt": "a crow"}]
+    refused = asked(service, 422, arms=own)
+    assert refused["errors"][0]["pointer"] == "/arms/1/prompt"
+
+
+def test_a_preset_is_refused_where_it_means_nothing(service):
+    preset = {"preset": "controlled", "lora": INK}
+    refused = asked(service, 422, **preset, base={"guidance_scale": 1})
+    assert refused["errors"][0]["pointer"] == "/base/guidance_scale"

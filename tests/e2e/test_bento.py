@@ -11,10 +11,13 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import bentoml
 import httpx
 import pytest
 from PIL import Image
 
+from darkroom import Darkroom
+from darkroom.types import CompareEvent
 from darkroom.types.generate import GenerateResponse
 from lora_files import lora_file
 from processes import ROOT, Served, free_port, running, wait_until_ready
@@ -135,7 +138,7 @@ def test_registry_has_its_command_line_where_the_deployments_readme_says(bento: 
     assert listed == "no LoRA\n"
 
 
-def test_served_bento_draws_with_a_published_lora_and_stops_when_told(served: Served) -> None:
+def test_served_bento_draws_and_compares_with_a_published_lora_and_stops_when_told(served: Served) -> None:
     wait_until_ready(served)
     order = {"prompt": "a red circle on a blue background", "num_inference_steps": 4}
     answer = httpx.post(f"{served.url}/v1/generate", json=order, timeout=60)
@@ -155,6 +158,21 @@ def test_served_bento_draws_with_a_published_lora_and_stops_when_told(served: Se
     answer = httpx.post(f"{served.url}/v1/generate", json=order, timeout=60)
     assert answer.status_code == 200, f"{answer.text[:2000]}\n{tail(served)}"
     assert GenerateResponse.model_validate_json(answer.content).loras[0].ref == "ink@1"
+
+    order = {
+        "prompts": [order["prompt"]],
+        "seeds": [1, 2],
+        "base": {"num_inference_steps": 4},
+        "arms": [{"name": "plain"}, {"name": "ink", "set": {"loras": [{"ref": "ink"}]}}],
+    }
+    with bentoml.SyncHTTPClient(served.url) as native, Darkroom(served.url) as client:
+        begun = native.compare(order)
+        heard: list[CompareEvent] = []
+        found = client.comparisons.wait(begun["id"], on_event=heard.append, timeout_seconds=120)
+        assert (found.state, found.arms, len(found)) == ("succeeded", ("plain", "ink"), 4)
+        assert sum(event.type == "cell" for event in heard) == 4
+        assert found["ink", order["prompts"][0], 1].receipt.loras[0].ref == "ink@1"
+        assert found.sheet().data.startswith(b"\x89PNG")
 
     assert served.stop() == 0, tail(served)
     with pytest.raises(httpx.ConnectError):

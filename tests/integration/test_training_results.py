@@ -63,6 +63,9 @@ def test_the_study_chose_a_checkpoint_and_left_a_card_and_a_sheet(subject):
     assert {cell.step for cell in card.cells} == {400}
     assert card.chosen_step == 400
     assert {cell.weight for cell in card.cells} == {0.7, 1.0}
+    light, full = (cell.measurements for cell in sorted(card.cells, key=lambda cell: cell.weight))
+    assert 0 < light["perceptual_distance"] < full["perceptual_distance"]
+    assert {"ssim", "sharpness", "colorfulness", "contrast"} <= full.keys()
     assert subject.notes.files["contact-sheet.png"].startswith(b"\x89PNG")
     chosen = subject.notes.files[f"checkpoints/{card.chosen_step:06d}.safetensors"]
     assert chosen == subject.file

@@ -25,6 +25,7 @@ class Costing:
 
     seconds: float
     seeds: tuple[int, ...] = (1,)
+    start: None = None
 
 
 class Desk:

@@ -19,11 +19,13 @@ from service.engine.costs import Costs
 def planned(request, models):
     wanted = expanded(request)
     ready = prepared(cells_of(wanted, {}, models), {}, models)
-    return plan_of(request, wanted, {}, ready, Costs(), (), max_cells=100, max_seconds=60)
+    return plan_of(request, wanted, {}, ready, Costs(), (), max_cells=100, max_seconds=60, model="pocket")
 
 
-def spent(answered: float, *, unet: float) -> Spent:
-    return Spent(answered, answered, answered, cpu=answered, unet=unet, evaluations=40.0, pictures=())
+def spent(seconds: float, *, unet: float) -> Spent:
+    return Spent(
+        seconds, seconds, seconds, cpu=seconds, unet=unet, unet_cpu=unet, evaluations=40, pictures=()
+    )
 
 
 def test_the_arms_share_no_step(models):
@@ -40,7 +42,9 @@ def test_the_sweep_shares_as_many_steps_as_its_goal_asks(models):
 
 def test_the_requests_are_those_of_the_cells(models):
     request = compare.arms_that_share_nothing(compare.SHORT, "one")
-    assert [cell.request for cell in cells_of(expanded(request), {}, models)] == [*compare.cells_of(request)]
+    assert [cell.request for cell in cells_of(expanded(request), {}, models)] == [
+        *compare.requests_of(request)
+    ]
 
 
 def test_ratios_are_taken_round_by_round():
@@ -51,8 +55,11 @@ def test_ratios_are_taken_round_by_round():
     taken = Taken({"comparison": comparisons, "requests": requests}, differing=0)
     figures = taken.figures()
     assert figures["answered"]["comparison_over_requests"]["quartile_3"] == 2.0
-    assert figures["answered_over_unet_of_requests"]["median"] == 4.0
-    assert figures["unet_share_of_drawing"] == {"comparison": 0.5, "requests": 0.5}
+    assert figures["cpu_over_unet_cpu_of_requests"]["median"] == 4.0
+    assert {name: share["median"] for name, share in figures["unet_share_of_drawing"].items()} == {
+        "comparison": 0.5,
+        "requests": 0.5,
+    }
 
 
 @pytest.mark.slow
@@ -61,11 +68,12 @@ def test_a_service_draws_the_same_pictures_both_ways():
     with apart(partial(compare.service, 1)) as ready:
         ready.wait_until_ready()
         _, comparison = ready.do(request)
-        _, requests = ready.do(compare.cells_of(request))
+        _, requests = ready.do(compare.requests_of(request))
     assert comparison.pictures == requests.pictures
     assert len(set(requests.pictures)) == 5
-    assert requests.evaluations == 5 * 10
+    assert requests.evaluations == 5 * 10 * 2
     assert comparison.evaluations < 0.45 * requests.evaluations
+    assert 0 < comparison.unet_cpu < comparison.cpu
     assert 0 < comparison.unet < comparison.drawn < comparison.ended <= comparison.answered + 0.01
     assert requests.unet < requests.drawn == requests.answered
 
@@ -80,5 +88,5 @@ def test_the_section_has_a_row_for_each_promise_and_its_pictures_are_equal(tmp_p
         assert figures[section]["rounds"] == 1
     assert figures["arms_that_share_nothing"]["evaluations"]["comparison_over_requests"]["median"] == 1
     goals = {row.what: row.goal for row in rows}
-    assert goals["4 arms over requests in a row"] == 1.01
+    assert goals["4 arms over requests in a row, until drawn"] == 1.01
     assert goals["5 hand-overs over requests in a row, UNet evaluations"] == 0.45

@@ -59,7 +59,8 @@ class Arm(Request):
     set: PictureSettings = PictureSettings()
     """Only the fields that are named here count; the others are the base's. Of `refiner`, too, only what is named."""
     prompt: ComparedPrompt | None = None
-    """In the place of the comparison's prompts; `{prompt}` in it stands for the one that it replaces."""
+    """In the place of the comparison's prompts; `{prompt}` in it stands for the one that it replaces, and must be there
+    where there are several."""
 
 
 class SeedCount(Request):
@@ -113,7 +114,7 @@ class CompareRequest(Request):
     `{"loras": [[], "ink@2", {"ref": "ink@2", "weight": 0.5}]}`."""
     combine: Literal["cross", "zip"] = "cross"
     """Of several axes: every value with every other, or the first ones together, the second ones together, …"""
-    baseline: ArmName | None = None
+    baseline: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     """The arm that the others are held against. Default: the first."""
     metric: CompareMetric | None = None
     """The one that decides, named before there are pictures. Without one the comparison only describes."""
@@ -226,7 +227,7 @@ class CompareCell(Response):
     width: int = 0
     height: int = 0
     pixels_digest: str = ""
-    """sha256 of the pixels, rows of RGB bytes: equal where pictures are equal to the last bit."""
+    """sha256 of the shape as text (`64x64x3`) and the rows of RGB bytes: equal where pictures are equal to the bit."""
     same_as: int | None = None
     """The cell whose picture this one is, where it was not drawn twice."""
     evaluations: int = 0

@@ -247,7 +247,8 @@ class CardCell(Response):
     measurements: dict[str, float]
     """Means over the study; `likeness`: how near the pictures of the instance prompt are to the dataset ·
     `drift`: how far pictures of other prompts moved from those of the base · `nearest`: distance of the nearest
-    training picture, small where it was learnt by heart."""
+    training picture, small where it was learnt by heart. And those of comparisons, in pairs with the base's pictures of
+    other prompts: `perceptual_distance`, `ssim`, … as they are, `sharpness`, `contrast`, … as differences."""
 
 
 class EvaluationCard(Response):
