@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, Literal
@@ -45,11 +46,15 @@ class ComparisonClaim:
         self._database, self._files, self._clock = database, files, clock
         self.comparison, self.pinned, self.fence = comparison, pinned, fence
         self.lease_seconds = lease_seconds
+        self._ending, self._has_ended = threading.Lock(), False
 
     def renew(self) -> bool:
-        """Extend the lease; True where its end was asked for."""
-        with self._changing() as change:
-            change.set(lease_until_ms=change.now_ms + int(self.lease_seconds * 1000))
+        """Extend the lease; True where its end was asked for. Nothing where this very claim has ended it."""
+        with self._ending:
+            if self._has_ended:
+                return False
+            with self._changing() as change:
+                change.set(lease_until_ms=change.now_ms + int(self.lease_seconds * 1000))
         return bool(change.row.cancel_requested)
 
     def keep(self, cell: CompareCell, picture: bytes, thumbnail: bytes) -> None:
@@ -160,17 +165,19 @@ class ComparisonClaim:
         problem: Problem | None = None,
     ) -> Comparison:
         """End it, with what it has found; also where its cancel was asked for in the last moment."""
-        with self._changing() as change:
-            point("compare.before_end")
-            change.set(
-                verdicts=written_all(verdicts),
-                conclusion=json.dumps(conclusion),
-                warnings=json.dumps(list(warnings)),
-                problem=None if problem is None else problem.model_dump_json(),
-            )
-            if state == "succeeded":
-                change.stage("done")
-            change.state(state, None if problem is None else problem.detail)
+        with self._ending:
+            with self._changing() as change:
+                point("compare.before_end")
+                change.set(
+                    verdicts=written_all(verdicts),
+                    conclusion=json.dumps(conclusion),
+                    warnings=json.dumps(list(warnings)),
+                    problem=None if problem is None else problem.model_dump_json(),
+                )
+                if state == "succeeded":
+                    change.stage("done")
+                change.state(state, None if problem is None else problem.detail)
+            self._has_ended = True
         return get_comparison(self._database, self.comparison.id)
 
     def release(self) -> None:

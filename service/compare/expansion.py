@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -15,6 +16,8 @@ from darkroom.types.faults import invalid_request
 from service.errors import InvalidOption
 
 SHAM_SEED: Final = 0
+_STRAY: Final = re.compile(r"\{(?!prompt\})\w+\}")
+"""What looks like `{prompt}` and is misspelt."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,11 @@ def _seeds(seeds: tuple[int, ...] | SeedCount) -> Iterator[int]:
 
 def _of_arms(request: CompareRequest) -> Iterator[ExpandedArm]:
     for place, arm in enumerate(request.arms):
+        if arm.prompt is not None and (stray := _STRAY.search(arm.prompt)):
+            raise InvalidOption(
+                f"'{stray[0]}' stands for nothing; `{{prompt}}` is where the comparison's prompt goes",
+                pointer=f"/arms/{place}/prompt",
+            )
         if arm.prompt is not None and "{prompt}" not in arm.prompt and len(request.prompts) > 1:
             raise InvalidOption(
                 "the arm's prompt has no `{prompt}`: it would draw the same pictures for every prompt, and each would "

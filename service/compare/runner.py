@@ -220,7 +220,7 @@ class ComparisonRunner:
                 log.warning("a lease was not renewed", comparison=claim.comparison.id, reason=str(exc))
 
     def _pause_seconds(self, claim: ComparisonClaim) -> float:
-        """Longer each time, so that one which cannot go on does not keep the others from it."""
+        """Longer each time: what stands in the way of one stands in the way of all, and is not asked every second."""
         return min(self._heartbeat_seconds * 2.0 ** min(claim.comparison.attempts, 6), LONGEST_PAUSE_SECONDS)
 
     async def _drawn(self, claim: ComparisonClaim) -> None:

@@ -80,7 +80,7 @@ def conclusion(
         return f"There is no arm to hold against “{baseline}”, so nothing is decided."
     if _is_distance(metric):
         told = _listed(
-            deciding, lambda v: f"“{v.arm}” {figures(v)}" if v.pairs else f"“{v.arm}” not measured"
+            deciding, lambda v: f"“{v.arm}” {figures(v)}" if v.pairs else f"“{v.arm}” could not be measured"
         )
         return (
             f"The metric that was named to decide, {title(metric)}, says how far pictures are from those of "

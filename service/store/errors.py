@@ -7,7 +7,9 @@ class KeyReused(DarkroomError):
     """An idempotency key came a second time, with another body."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"Idempotency-Key '{key[:80]}' was used with another body before; choose a new one")
+        # Kept keys begin with their owner's name, which is not what the caller said.
+        said = key.partition("/")[2] or key
+        super().__init__(f"Idempotency-Key '{said[:80]}' was used with another body before; choose a new one")
         self.key = key
 
 

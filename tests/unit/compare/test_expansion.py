@@ -61,6 +61,11 @@ def test_an_arm_whose_words_make_a_prompt_too_long_is_named():
     assert refused.value.pointer == "/arms/0/prompt"
 
 
+def test_a_misspelt_place_for_the_prompt_is_refused():
+    refused = refusal_of(arms=(Arm(name="a"), Arm(name="b", prompt="a photo of {promt}")))
+    assert (refused.pointer, "'{promt}' stands for nothing" in refused.message) == ("/arms/1/prompt", True)
+
+
 def test_the_article_has_three_arms():
     assert arms_of(preset="article", lora=LoraUse(ref="wrong@1")) == {
         "base": {},
@@ -182,6 +187,8 @@ def test_more_seeds_of_a_root_begin_with_the_fewer():
         ({"better": "higher"}, "is about the `metric`"),
         ({"combine": "zip"}, "is about `axes`"),
         ({"metric": "beauty"}, "prompt_adherence"),
+        ({"name": "two\nlines"}, "String should match pattern"),
+        ({"arms": ({"name": "a\0"},)}, "String should match pattern"),
         ({"arms": ({"name": "a", "set": {"guidence_scale": 5}},)}, "arms.0.set.guidence_scale"),
         ({"arms": ({"name": "a", "set": {"seed": 5}},)}, "arms.0.set.seed"),
     ],

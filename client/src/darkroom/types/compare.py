@@ -48,7 +48,8 @@ MAX_PROMPTS = 64
 MAX_SEEDS = 256
 MAX_AXIS_VALUES = 32
 
-ArmName = Annotated[str, Field(min_length=1, max_length=120)]
+_PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
+ArmName = Annotated[str, Field(min_length=1, max_length=120, pattern=_PRINTABLE)]
 ComparedPrompt = Annotated[Prompt, Field(min_length=1)]
 
 
@@ -122,7 +123,7 @@ class CompareRequest(Request):
     """Which way of the deciding metric is the good one. Default: what the metric itself says, if it does."""
     adherence: bool = True
     """Have the resident UNet score how well each picture fits its prompt, for 8 more evaluations of it a picture."""
-    name: Annotated[str, Field(max_length=200)] = ""
+    name: Annotated[str, Field(max_length=200, pattern=_PRINTABLE)] = ""
     """A title for sheet and report."""
     dry_run: bool = False
     """Answer what it would cost, and begin nothing."""
