@@ -1,10 +1,8 @@
 """The use case of comparisons: planned and refused before they exist, told of while they are drawn."""
 
-import asyncio
 import hashlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,22 +20,17 @@ from darkroom.types import (
 from lora_registry import LoraVersion
 from lora_registry.export import original
 from service.adapters import Adapters
-from service.blocking import Blocking
 from service.compare.changes import ENDED
 from service.compare.expansion import Expanded, ExpandedArm, expanded
 from service.compare.pinning import pinned
 from service.compare.planning import Versions, cells_of, plan_of, pointer_of, prepared
 from service.compare.table import ComparisonTable, Draft
 from service.engine.engine import Engine
-from service.errors import CompareTooLarge, InvalidOption, TooManyReaders, UnknownLora
+from service.errors import CompareTooLarge, InvalidOption, UnknownLora
+from service.following import EVENTS_AT_ONCE, POLL_SECONDS, Followed
 from service.measurements.metrics import METRICS, described
 from service.metrics import Metrics
 
-POLL_SECONDS: Final = 0.3
-"""Between two looks at the table for a reader of events. They are rows, so that any replica can tell of them."""
-EVENTS_AT_ONCE: Final = 500
-MAX_READERS: Final = 200
-"""Streams of events at once: each of them looks at the table."""
 COUNTED_OUT: Final = 3
 """How many times the cells that may be drawn a plan may have."""
 _OF_PICTURES: Final[tuple[CompareMetric, ...]] = (
@@ -70,7 +63,7 @@ class Bounds:
     max_seconds: float
 
 
-class Comparisons(Blocking[ComparisonTable]):
+class Comparisons(Followed[ComparisonTable, CompareEvent, Comparison]):
     """Comparisons for an event loop. What connecting to the table raises, every method may raise but `plan`."""
 
     def __init__(
@@ -89,12 +82,10 @@ class Comparisons(Blocking[ComparisonTable]):
         """`engine` raises ModelLoading until there is one. `scored` are the metrics of the scorers that this service
         has; `wake` tells who draws that there is something to do, `stop` that a comparison's end was asked for.
         """
-        super().__init__(connect, name="comparisons")
+        super().__init__(connect, name="comparisons", poll_seconds=poll_seconds)
         self._engine, self._adapters, self._scored, self._bounds = engine, adapters, scored, bounds
         self._wake, self._stop, self._observed = wake, stop, metrics
-        self._poll_seconds = poll_seconds
         self._planning = threading.Lock()
-        self._readers = 0
 
     def table(self) -> ComparisonTable:
         """The connected table, for those who are in a thread of their own. Blocks."""
@@ -158,27 +149,6 @@ class Comparisons(Blocking[ComparisonTable]):
         self._stop(id)
         return comparison
 
-    async def past_events(self, id: str, *, after: int = 0) -> Sequence[CompareEvent]:
-        """What has happened to it after that event, `EVENTS_AT_ONCE` of it at most. Raises ComparisonNotFound."""
-        await self._state(id)
-        return await self._batch(id, after)
-
-    async def events(self, id: str, *, after: int = 0) -> AsyncGenerator[CompareEvent | Comparison, None]:
-        """What happens to it after that event, as it happens; at last the comparison, once it has ended.
-
-        Raises:
-            ComparisonNotFound, Draining, TooManyReaders
-        """
-        if self._readers >= MAX_READERS:
-            raise TooManyReaders(MAX_READERS)
-        self._readers += 1
-        try:
-            async with aclosing(self._followed(id, after)) as followed:
-                async for told in followed:
-                    yield told
-        finally:
-            self._readers -= 1
-
     async def image(self, id: str, cell: int) -> ComparedFile:
         """The PNG of a cell that is done, to send. Raises ComparisonNotFound, CompareFileNotFound."""
         return await self._opened(lambda table: table.picture(id, cell))
@@ -191,28 +161,14 @@ class Comparisons(Blocking[ComparisonTable]):
         found, file = await self._asked(opened)
         return ComparedFile(found, self._pieces(original(file, found.size_bytes).pieces))  # type: ignore[arg-type]
 
-    async def _followed(self, id: str, after: int) -> AsyncGenerator[CompareEvent | Comparison, None]:
-        state = await self._state(id)
-        while True:
-            batch = await self._batch(id, after)
-            for event in batch:
-                yield event
-                after = event.id
-            if batch:
-                # Read before the events that are looked for next: where it has ended, those are the last.
-                state = await self._state(id)
-            elif state in ENDED:
-                yield await self.get(id)
-                return
-            else:
-                self._refuse_while_draining()
-                await asyncio.sleep(self._poll_seconds)
+    def _has_ended(self, store: ComparisonTable, id: str) -> bool:
+        return store.state(id) in ENDED
 
-    async def _state(self, id: str) -> RunState:
-        return await self._asked(lambda table: table.state(id))
+    def _events_after(self, store: ComparisonTable, id: str, after: int) -> Sequence[CompareEvent]:
+        return store.events(id, after=after, limit=EVENTS_AT_ONCE)
 
-    async def _batch(self, id: str, after: int) -> Sequence[CompareEvent]:
-        return await self._asked(lambda table: table.events(id, after=after, limit=EVENTS_AT_ONCE))
+    def _whole(self, store: ComparisonTable, id: str) -> Comparison:
+        return store.get(id)
 
     async def _draft(self, request: CompareRequest) -> Draft:
         """The request with everything settled that could change until it is drawn."""

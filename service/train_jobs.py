@@ -1,12 +1,8 @@
 """The use case of train jobs: refused before they exist where they cannot work, told of while they do."""
 
-import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Final
 
 from darkroom.types import (
     Dataset,
@@ -20,21 +16,15 @@ from darkroom.types import (
     TrainRequest,
 )
 from lora_registry.export import original
-from service.blocking import Blocking
 from service.engine.loras.words import is_said
-from service.errors import InvalidOption, InvalidPrompt, TooManyReaders
+from service.errors import InvalidOption, InvalidPrompt
+from service.following import EVENTS_AT_ONCE, POLL_SECONDS, Followed
 from service.jobs.changes import ENDED
 from service.jobs.table import JobTable
 from service.metrics import Metrics
 from service.training.errors import TrainingTooLarge
 from service.training.estimates import estimate
 from service.training.recipes import TrainedModel, filled_in
-
-POLL_SECONDS: Final = 0.3
-"""Between two looks at the table for a reader of events. They are rows, so that any replica can tell of them."""
-EVENTS_AT_ONCE: Final = 500
-MAX_READERS: Final = 200
-"""Streams of events at once: each of them looks at the table."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +35,7 @@ class ArtifactFile:
     pieces: AsyncGenerator[bytes, None] = field(repr=False)
 
 
-class TrainJobs(Blocking[JobTable]):
+class TrainJobs(Followed[JobTable, JobEvent, TrainJob]):
     """Train jobs for an event loop. What connecting to the table raises, every method may raise."""
 
     def __init__(
@@ -62,11 +52,9 @@ class TrainJobs(Blocking[JobTable]):
         """`model` raises ModelLoading until there is one, `dataset` DatasetNotFound; `synthesized` counts the
         pictures that a synthesis makes; `wake` tells the launcher that there is something to do, from any thread.
         """
-        super().__init__(connect, name="train-jobs")
+        super().__init__(connect, name="train-jobs", poll_seconds=poll_seconds)
         self._model, self._dataset, self._synthesized, self._wake = model, dataset, synthesized, wake
         self._metrics = metrics
-        self._poll_seconds = poll_seconds
-        self._readers = 0
 
     def table(self) -> JobTable:
         """The connected table, for those who are in a thread of their own. Blocks."""
@@ -141,45 +129,6 @@ class TrainJobs(Blocking[JobTable]):
 
         return await self._in_thread(work)
 
-    async def past_events(self, job_id: str, *, after: int = 0) -> Sequence[JobEvent]:
-        """What has happened to a job after that event, `EVENTS_AT_ONCE` of it at most. Raises JobNotFound."""
-
-        await self.get(job_id)
-        return await self._in_thread(partial(self._batch, job_id, after))
-
-    async def events(self, job_id: str, *, after: int = 0) -> AsyncGenerator[JobEvent | TrainJob, None]:
-        """What happens to a job after that event, as it happens; at last the job, once it has ended.
-
-        Raises:
-            JobNotFound, Draining, TooManyReaders
-        """
-        if self._readers >= MAX_READERS:
-            raise TooManyReaders(MAX_READERS)
-        self._readers += 1
-        try:
-            async with aclosing(self._followed(job_id, after)) as followed:
-                async for told in followed:
-                    yield told
-        finally:
-            self._readers -= 1
-
-    async def _followed(self, job_id: str, after: int) -> AsyncGenerator[JobEvent | TrainJob, None]:
-        job = await self.get(job_id)
-        while True:
-            batch = await self._in_thread(partial(self._batch, job_id, after))
-            for event in batch:
-                yield event
-                after = event.id
-            if batch:
-                # Read before the events that are looked for next: where it has ended, those are the last.
-                job = await self.get(job_id)
-            elif job.state in ENDED:
-                yield job
-                return
-            else:
-                self._refuse_while_draining()
-                await asyncio.sleep(self._poll_seconds)
-
     async def open(self, job_id: str, name: str) -> ArtifactFile:
         """A file of a job, to send. Raises JobNotFound, ArtifactNotFound."""
         artifact, file = await self._asked(lambda table: table.open(job_id, name))
@@ -190,8 +139,14 @@ class TrainJobs(Blocking[JobTable]):
         self._metrics.train_jobs_total.labels("queued").inc()
         self._wake()
 
-    def _batch(self, job_id: str, after: int) -> Sequence[JobEvent]:
-        return self.table().events(job_id, after=after, limit=EVENTS_AT_ONCE)
+    def _has_ended(self, store: JobTable, id: str) -> bool:
+        return store.get(id).state in ENDED
+
+    def _events_after(self, store: JobTable, id: str, after: int) -> Sequence[JobEvent]:
+        return store.events(id, after=after, limit=EVENTS_AT_ONCE)
+
+    def _whole(self, store: JobTable, id: str) -> TrainJob:
+        return store.get(id)
 
     def _planned(self, request: TrainRequest) -> tuple[TrainRequest, TrainEstimate]:
         """The request with its recipe filled in, and what it would need. Blocks."""

@@ -18,7 +18,8 @@ from service.api import conditions, idempotency, row_stream
 from service.api.files import Cursor, FileStream, Limit
 from service.api.in_flight import InFlight
 from service.api.row_stream import RowStream
-from service.train_jobs import EVENTS_AT_ONCE, ArtifactFile, TrainJobs
+from service.following import EVENTS_AT_ONCE
+from service.train_jobs import ArtifactFile, TrainJobs
 
 _AWAY: Final = "The database is away; `Retry-After` says when to try again."
 _READ: Final = {404: "No such job.", 422: "The request is invalid.", 503: _AWAY}

@@ -345,10 +345,10 @@ def test_a_service_that_shuts_down_ends_streams_and_begins_nothing(site, train):
 def test_readers_beyond_the_limit_are_asked_to_come_back(site, train, monkeypatch):
     job = train.negative("wrong")
     train.cancel(job)
-    monkeypatch.setattr("service.train_jobs.MAX_READERS", 1)
+    monkeypatch.setattr("service.following.MAX_READERS", 1)
     for _ in range(3):
         assert list(train.events(job)), "a reader who has left makes room"
-    monkeypatch.setattr("service.train_jobs.MAX_READERS", 0)
+    monkeypatch.setattr("service.following.MAX_READERS", 0)
     with pytest.raises(Unavailable) as refused:
         list(train.events(job))
     assert refused.value.code == "too_many_readers"

@@ -8,7 +8,6 @@ import pytest
 from darkroom.types import CompareEvent, Comparison
 from drawing_desk import desk
 from lora_registry import LoraVersion
-from service import comparisons
 from service.compare.errors import ComparisonNotFound
 from service.errors import (
     CompareTooLarge,
@@ -243,7 +242,7 @@ def test_events_are_told_up_to_the_end_and_then_the_comparison(room):
 
 
 def test_readers_are_bounded_and_make_room_when_they_leave(room, monkeypatch):
-    monkeypatch.setattr(comparisons, "MAX_READERS", 1)
+    monkeypatch.setattr("service.following.MAX_READERS", 1)
     id = room.create()
 
     async def story():
@@ -258,7 +257,7 @@ def test_readers_are_bounded_and_make_room_when_they_leave(room, monkeypatch):
 
 
 def test_a_reader_of_what_is_not_there_takes_no_room(room, monkeypatch):
-    monkeypatch.setattr(comparisons, "MAX_READERS", 1)
+    monkeypatch.setattr("service.following.MAX_READERS", 1)
 
     async def story():
         for _ in range(2):
