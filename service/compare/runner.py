@@ -68,9 +68,7 @@ class ComparisonRunner:
         self._closing = threading.Event()
         self._cancelled: set[str] = set()
         self._working: asyncio.Task[None] | None = None
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._main()), name="comparisons", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="comparisons", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -107,6 +105,15 @@ class ComparisonRunner:
         self._woken.set()
         if self._working is not None:
             self._working.cancel()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except RuntimeError:
+            if (
+                threading.main_thread().is_alive()
+            ):  # else the interpreter goes, and its pools of threads went before
+                raise
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()

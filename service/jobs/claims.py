@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from sqlalchemy import ColumnElement, delete, insert, select
+from sqlalchemy import select
 
 from darkroom.types import JobStage, Problem, TrainJob
 from lora_registry.blobs import Blobs
@@ -15,10 +15,11 @@ from lora_registry.errors import CatalogUnavailable
 from lora_registry.faults import point
 from lora_registry.incoming import storage_errors
 from service.jobs.changes import JobChange, changing
+from service.jobs.keeping import keep, kept, let_go
 from service.jobs.rows import finite, get_job
 from service.store.errors import LeaseLost
-from service.store.files import hold_off_collection, put_bytes, read_bytes
-from service.store.schema import artifacts, jobs
+from service.store.files import put_bytes
+from service.store.schema import jobs
 
 T = TypeVar("T")
 
@@ -104,35 +105,18 @@ class Claim:
             point("job.after_blob")
 
         def write(change: JobChange) -> None:
-            hold_off_collection(change.connection)
-            change.connection.execute(delete(artifacts).where(*self._named(name)))
-            row = {
-                "job_id": self.job.id,
-                "name": name,
-                "media_type": media_type,
-                "digest": digest.removeprefix("sha256:"),
-                "size_bytes": len(data),
-                "step": step,
-                "created_ms": change.now_ms,
-            }
-            change.connection.execute(insert(artifacts), row)
-            change.event("artifact", artifact=name, step=step)
-            change.set(step=max(step, change.row.step))
-            if not self._files.has(digest, len(data)):  # a collection was at work in between
-                put_bytes(self._files, data)
-            point("job.after_artifact")
+            keep(change, self._files, name, data, digest, media_type, step=step)
 
         self._write(write)
 
     def drop(self, name: str) -> None:
         """Let a file go; nothing where there is none of that name."""
-        self._write(lambda change: change.connection.execute(delete(artifacts).where(*self._named(name))))
+        self._write(lambda change: let_go(change, name))
 
     def read(self, name: str) -> bytes | None:
         """The bytes of one of the job's files; None where it has none of that name."""
         with self._database.read() as connection:
-            digest = connection.execute(select(artifacts.c.digest).where(*self._named(name))).scalar()
-        return None if digest is None else read_bytes(self._files, f"sha256:{digest}")
+            return kept(connection, self._files, self.job.id, name)
 
     def dataset_made(self, dataset_id: str) -> None:
         """Record what it learns from, once that is known."""
@@ -182,9 +166,6 @@ class Claim:
             if change.row.fence != self.fence or change.row.state not in states:
                 raise LeaseLost(self.job.id)
             yield change
-
-    def _named(self, name: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-        return artifacts.c.job_id == self.job.id, artifacts.c.name == name
 
 
 def _insistently(attempt: Callable[[], T], patience_seconds: float) -> T:

@@ -6,7 +6,6 @@ has its number by now.
 """
 
 import contextlib
-import os
 import signal
 import subprocess
 import threading
@@ -21,6 +20,7 @@ import structlog
 from darkroom.types import TrainJob
 from lora_registry.errors import RegistryError
 from service.errors import DarkroomError
+from service.jobs import process_logs
 from service.jobs.changes import ENDED
 from service.jobs.errors import JobNotFound
 from service.jobs.processes import Holder
@@ -32,6 +32,8 @@ LOG_BYTES: Final = 4 * 2**20
 IDLE_SECONDS: Final = 300.0
 """For importing everything, before it claims; and for letting go of the device, after its job has ended."""
 STOP_POLL_SECONDS: Final = 0.05
+UNKEPT_SECONDS: Final = 60.0
+"""Between two attempts to keep a log, where that failed."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class Child:
 class LocalLauncher:
     """A thread that has at most `max_running` jobs at work on this machine, the oldest first.
 
-    `command` makes the command line for a job's id; its output goes to `folder`/<id>/train.log. `ended` hears of each
-    job that a process started here has brought to its end. A job whose end was asked for, or whose lease has run out
+    `command` makes the command line for a job's id; its output goes to `folder`/<id>/train.log, and once the process is
+    gone, whoever started it, to the job's files. `ended` hears of each job that a process started here has brought to
+    its end. A job whose end was asked for, or whose lease has run out
     although its process is there, has `grace_seconds`, and a process that holds no job has `idle_seconds`; then it is
     killed.
     """
@@ -72,6 +75,7 @@ class LocalLauncher:
         self._idle_seconds, self._log_bytes, self._clock = idle_seconds, log_bytes, clock
         self._children: dict[str, Child] = {}
         self._overdue_since: dict[str, float] = {}
+        self._unkept_since: dict[Path, float] = {}
         self._stopping = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._main, name="launcher", daemon=True)
@@ -104,9 +108,10 @@ class LocalLauncher:
             pause.wait(STOP_POLL_SECONDS)
         for job_id in list(self._children):
             self._reap(job_id)
+        self._keep_logs()
 
     def look(self) -> None:
-        """One round: mourn, kill, start.
+        """One round: mourn, kill, keep what the dead have written, start.
 
         Raises:
             CatalogUnavailable: some of it was not done; the next round does it.
@@ -123,6 +128,7 @@ class LocalLauncher:
         self._overdue_since = {
             key: since for key, since in self._overdue_since.items() if key.rpartition(" ")[2] in known
         }
+        self._keep_logs()
         self._start_waiting()
 
     def _main(self) -> None:
@@ -142,6 +148,7 @@ class LocalLauncher:
         if code is None:
             return
         log.info("train process ended", job=job_id, pid=child.process.pid, exit_code=code)
+        process_logs.note(self._log_of(job_id), f"process {child.process.pid} ended: {_ending(code)}")
         if not self._stopping:
             self._account_for(job_id, child, code)
         del self._children[job_id]
@@ -193,9 +200,8 @@ class LocalLauncher:
     def _launch(self, job_id: str) -> None:
         fence = self._table.fence(job_id)
         try:
-            folder = self._folder / job_id
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "train.log").open("ab") as output:
+            with process_logs.opened(self._log_of(job_id)) as output:
+                output.write(process_logs.stamped("a process begins"))
                 process = subprocess.Popen(
                     list(self._command(job_id)),
                     stdin=subprocess.DEVNULL,
@@ -218,22 +224,32 @@ class LocalLauncher:
             holder for holder in others if holder.pid not in ours and holder.life() == "alive"
         ]
 
+    def _log_of(self, job_id: str) -> Path:
+        return self._folder / job_id / process_logs.NAME
+
     def _trim_logs(self) -> None:
         for job_id in self._children:
             with contextlib.suppress(OSError):
-                trim(self._folder / job_id / "train.log", self._log_bytes)
+                process_logs.trim(self._log_of(job_id), self._log_bytes)
 
-
-def trim(path: Path, limit_bytes: int) -> None:
-    """Keep the last half of a log that has grown beyond the limit. Its writer appends, and need not know."""
-    if path.stat().st_size <= limit_bytes:
-        return
-    with path.open("r+b") as file:
-        file.seek(-limit_bytes // 2, os.SEEK_END)
-        kept = file.read()
-        file.seek(0)
-        file.write(b"[...]\n" + kept.partition(b"\n")[2])
-        file.truncate()
+    def _keep_logs(self) -> None:
+        """Have the jobs keep the logs of processes that are gone. It holds nothing else up where that fails."""
+        for path in self._folder.glob(f"*/{process_logs.NAME}"):
+            job_id, now = path.parent.name, self._clock()
+            if job_id in self._children:
+                continue  # how it ends is yet to be noted
+            if path in self._unkept_since and now - self._unkept_since[path] < UNKEPT_SECONDS:
+                continue
+            try:
+                with process_logs.left_behind(path) as written:
+                    self._table.keep_log(job_id, written)
+            except BlockingIOError:
+                continue  # its process runs
+            except (OSError, RegistryError, DarkroomError) as exc:
+                log.warning("log of a train process could not be kept", job=job_id, reason=type(exc).__name__)
+                self._unkept_since[path] = now
+            else:
+                self._unkept_since.pop(path, None)
 
 
 def _ending(code: int) -> str:

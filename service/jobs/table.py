@@ -26,16 +26,19 @@ from darkroom.types import (
 )
 from lora_registry.blobs import Blobs
 from lora_registry.database import Database
+from lora_registry.errors import BlobMissing
 from lora_registry.faults import point
 from lora_registry.incoming import abandoned as abandoned_files
 from lora_registry.incoming import storage_errors
 from lora_registry.records import GcReport
+from service.jobs import process_logs
 from service.jobs.changes import ENDED, JobChange, changing
 from service.jobs.claims import Claim
 from service.jobs.errors import ArtifactNotFound, JobNotFound, JobNotRetryable, NotClaimable
+from service.jobs.keeping import keep, kept
 from service.jobs.rows import artifact_from, event_from, get_job, jobs_from
 from service.store.cursors import before, cursor_at
-from service.store.files import begin_collection
+from service.store.files import begin_collection, put_bytes
 from service.store.keys import insert_once, row_made_with
 from service.store.schema import artifacts, events, jobs
 
@@ -255,6 +258,29 @@ class JobTable:
             if change.row.fence == fence and change.row.state == "queued":
                 self._count_death(change, has_got_on=False, message=message)
 
+    def keep_log(self, job_id: str, written: bytes) -> None:
+        """Add to the job's `log.txt` what its processes have written on a machine, now that they are gone.
+
+        No claim is asked for: a log says nothing of how the job stands, and those who could have written it themselves
+        have ended. What was added already is not added again.
+
+        Raises:
+            JobNotFound
+            StorageFull, StorageUnavailable: it is as it was before.
+        """
+        if not written:
+            return
+        with self._changing(job_id) as change:
+            try:
+                before = kept(change.connection, self._files, job_id, process_logs.ARTIFACT) or b""
+            except BlobMissing:
+                before = b""
+            text = process_logs.joined(before, process_logs.readable(written))
+            if text == before:
+                return
+            digest, media_type = put_bytes(self._files, text), process_logs.MEDIA_TYPE
+            keep(change, self._files, process_logs.ARTIFACT, text, digest, media_type, step=change.row.step)
+
     def _count_death(self, change: JobChange, *, has_got_on: bool, message: str) -> None:
         fruitless = 0 if has_got_on else change.row.fruitless + 1
         change.set(fruitless=fruitless)
@@ -305,8 +331,8 @@ _PROCESS_DIED: Final = Problem(
     title="The training process died",
     status=500,
     detail=f"the job's process died {FRUITLESS_ATTEMPTS} times in a row without a new step, most likely for want of "
-    "memory; ask for less (`train_batch_size`, `resolution`, `gradient_checkpointing`), or look into the job's log on "
-    "its machine, and retry the job",
+    "memory; ask for less (`train_batch_size`, `resolution`, `gradient_checkpointing`), or look into the job's file "
+    "`log.txt`, and retry the job",
     code="process_died",
 )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from darkroom.types import Problem
-from lora_registry.errors import RegistryError
+from lora_registry.errors import RegistryError, StorageFull
 from service.errors import DarkroomError
 from service.jobs.claims import Claim
 from service.jobs.errors import JobNotFound, NotClaimable
@@ -144,13 +144,18 @@ def _stopped(claim: Claim, reason: Reason) -> int:
 def problem_of(error: Exception) -> Problem:
     """An error that was raised on purpose, as a job shows it. Its code is the one that a request would be answered."""
     code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
-    return Problem(title="The training failed", status=500, detail=str(error), code=code)
+    # Its own words are for those who publish.
+    detail = _FULL if isinstance(error, StorageFull) else str(error)
+    return Problem(title="The training failed", status=500, detail=detail, code=code)
+
+
+_FULL: Final = "the storage is full; make room and retry the job, which goes on from its last checkpoint"
 
 
 _INTERNAL: Final = Problem(
     title="The training failed",
     status=500,
-    detail="the trainer failed for a reason that it does not know; the job's log on its machine has the cause",
+    detail="the trainer failed for a reason that it does not know; the job's file `log.txt` has the cause",
     code="internal",
 )
 

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from service import logs
 from service.datasets.datasets import Datasets
+from service.jobs import process_logs
 from service.jobs.claims import Claim
 from service.jobs.table import JobTable
 from service.jobs.worker import Finished, Stop, run
@@ -26,6 +27,11 @@ def main() -> int:
     if len(sys.argv) != 2:
         print("usage: python -m service.training JOB_ID", file=sys.stderr)  # noqa: T201
         return 2
+    with process_logs.forgiving():
+        return _worked_on(sys.argv[1])
+
+
+def _worked_on(job_id: str) -> int:
     check_no_faults()
     settings = Settings()
     logs.configure(log_format=settings.log_format, level=settings.log_level)
@@ -38,7 +44,7 @@ def main() -> int:
 
             return trained(settings, Datasets(work_database, store), claim, stop)
 
-        return run(JobTable(work_database, store), sys.argv[1], work)
+        return run(JobTable(work_database, store), job_id, work)
 
 
 if __name__ == "__main__":

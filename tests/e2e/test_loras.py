@@ -207,6 +207,7 @@ def test_a_full_disk_refuses_uploads_and_nothing_else_until_there_is_room(restar
     assert loras.publish("more", io.BytesIO(large_file(3))).ref == "more@1"
 
 
+@pytest.mark.slow
 def test_sigterm_lets_an_upload_finish_and_answers_one_that_does_not(tmp_path):
     data = tmp_path / "data"
     with serving(tmp_path, data=str(data), drain_seconds="4") as served:
@@ -228,6 +229,7 @@ def test_sigterm_lets_an_upload_finish_and_answers_one_that_does_not(tmp_path):
         invariants.check(registry, {"ink-0@1": digest_of(large_file(0))}, data / "blobs" / "incoming")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [["-m", "service", "serve"], ["-m", "bentoml", "serve", "service.bento:Darkroom", "--host", "127.0.0.1"]],
@@ -287,6 +289,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
         yield Replicas(database, served, clients, too_early)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_down_at_the_start_stops_no_picture_and_is_met_again(replicas):
     for asked in ("list", "publish", "use"):
         answer = replicas.too_early[asked]
@@ -297,6 +300,7 @@ def test_a_database_that_is_down_at_the_start_stops_no_picture_and_is_met_again(
     assert [one.http.get("/v1/loras").status_code for one in replicas.served] == [200, 200]
 
 
+@pytest.mark.slow
 def test_what_one_replica_publishes_the_other_draws_with(replicas):
     one, other = replicas.clients
     published = one.loras.publish("shared", io.BytesIO(large_file(0)), alias="prod")
@@ -309,6 +313,7 @@ def test_what_one_replica_publishes_the_other_draws_with(replicas):
     assert one.loras.version("shared:prod") == second
 
 
+@pytest.mark.slow
 def test_of_two_replicas_that_publish_one_number_one_wins_and_the_other_hears_of_it(replicas):
     files = [lora_file(seed) for seed in (11, 12)]
     results = both(
@@ -321,12 +326,14 @@ def test_of_two_replicas_that_publish_one_number_one_wins_and_the_other_hears_of
     assert [client.loras.version("race@3").digest for client in replicas.clients] == [won.digest] * 2
 
 
+@pytest.mark.slow
 def test_two_replicas_that_publish_the_same_bytes_make_one_version(replicas):
     results = both(lambda place: replicas.clients[place].loras.publish("twin", io.BytesIO(lora_file(21))))
     assert [result.ref for result in results] == ["twin@1", "twin@1"]
     assert sorted(result.existing for result in results) == [False, True]
 
 
+@pytest.mark.slow
 def test_a_database_that_crashes_is_met_again_without_a_restart(replicas):
     for client in replicas.clients:
         client.loras.publish("kept", io.BytesIO(lora_file(31)))

@@ -29,6 +29,12 @@ def url(tmp_path_factory):
         yield served.url
 
 
+def block_with(text: str) -> str:
+    """The only Python block that says this."""
+    (code,) = [block for block in blocks("python") if text in block]
+    return code
+
+
 def at(url: str, code: str) -> str:
     """The code, sent to the test's own service instead of the documented address."""
     assert "http://127.0.0.1:3000" in code
@@ -54,7 +60,7 @@ def test_its_curl_command_leaves_a_picture(url, tmp_path):
 
 
 def test_its_python_code_saves_four_pictures(url, tmp_path):
-    code, *_ = blocks("python")
+    code = block_with("num_images=4")
     done = subprocess.run(
         [sys.executable, "-c", at(url, code)], cwd=tmp_path, check=True, capture_output=True, text=True
     )
@@ -63,7 +69,7 @@ def test_its_python_code_saves_four_pictures(url, tmp_path):
 
 
 def test_its_lora_code_publishes_and_uses_what_it_says(url, tmp_path):
-    _, code, _ = blocks("python")
+    code = block_with("client.loras.publish(")
     (tmp_path / "ink-wash.safetensors").write_bytes(lora_file(1))
     with Darkroom(url) as client:
         client.loras.publish("wrong", io.BytesIO(lora_file(2)))
@@ -75,7 +81,7 @@ def test_its_lora_code_publishes_and_uses_what_it_says(url, tmp_path):
 
 
 def test_its_training_code_publishes_and_uses_what_it_says(url, tmp_path):
-    *_, code = blocks("python")
+    code = block_with("client.train.subject(")
     (tmp_path / "pictures").mkdir()
     for place, colour in enumerate(("red", "green", "blue")):
         Image.new("RGB", (64, 64), colour).save(tmp_path / "pictures" / f"{place}.png")
@@ -85,3 +91,22 @@ def test_its_training_code_publishes_and_uses_what_it_says(url, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"pictures", "contact-sheet.png", "dog.png"}
     with Darkroom(url) as client:
         assert client.loras.alias("my-dog", "prod").version == 1
+
+
+def test_its_compare_code_says_what_was_found_and_leaves_sheet_and_report(url, tmp_path):
+    code = at(url, block_with("client.compare("))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert "Sharpness decides" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"sheet.png", "report.html"}
+
+
+def test_the_guide_to_compare_runs(url, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "compare.md").read_text(), re.DOTALL)
+    short = at(url, code).replace("seeds=8", "seeds=1")
+    done = subprocess.run(
+        [sys.executable, "-c", short], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert "Too few pairs to say" in done.stdout
+    assert (tmp_path / "report.html").exists()

@@ -18,7 +18,7 @@ from examples import training as studies
 from in_process import pixels
 from processes import STOP_SECONDS, Served, serving, until, wait_until_ready
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SECONDS = 180.0
 RECIPE: dict[str, Any] = {"train_batch_size": 2, "learning_rate": 2e-2, "rank": 4, "sample_every": 4}
@@ -42,6 +42,7 @@ class Learned:
     kohya: Path
     interrupted: TrainJob
     exit_code: int
+    log: str
 
 
 def heard_until_dropped(served: Served, job: TrainJob, count: int) -> list[JobEvent]:
@@ -90,9 +91,10 @@ def learned(data, tmp_path_factory) -> Learned:
             evaluate=False,
         )
         until(lambda: client.train.get(interrupted).step, SECONDS, "a step of the negative job")
+        log = client.train.download(job, "log.txt", files / "log.txt").read_text()
         served.process.send_signal(signal.SIGTERM)
         exit_code = served.process.wait(STOP_SECONDS)
-    return Learned(job, heard, drawn, original, kohya, interrupted, exit_code)
+    return Learned(job, heard, drawn, original, kohya, interrupted, exit_code, log)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,13 @@ def test_the_file_and_its_kohya_form_draw_the_same_picture_in_stock_diffusers(le
     assert np.abs(original - base).max() > 1e-2
 
 
-@pytest.mark.slow
+def test_what_the_process_wrote_can_be_downloaded_when_it_has_ended(learned):
+    lines = learned.log.splitlines()
+    assert lines[0].startswith("--- a process begins, ")
+    assert " ended: exit code 0, " in lines[-1]
+    assert str(Path(__file__).parents[2]) not in learned.log
+
+
 def test_sigterm_of_the_server_leaves_its_job_waiting_at_a_checkpoint(learned, resumed):
     _, first, _ = resumed
     assert learned.exit_code == 0
@@ -152,9 +160,9 @@ def test_sigterm_of_the_server_leaves_its_job_waiting_at_a_checkpoint(learned, r
     assert (first.problem, first.lora) == (None, None)
     (state,) = (artifact for artifact in first.artifacts if artifact.name == "state.safetensors")
     assert 0 < state.step < 60
+    assert "log.txt" in {artifact.name for artifact in first.artifacts}
 
 
-@pytest.mark.slow
 def test_the_next_server_goes_on_with_it_to_one_negative_lora_of_pictures_that_were_made_once(resumed):
     client, first, job = resumed
     assert (job.state, job.lora, job.step, job.attempts) == ("succeeded", "wrong@1", 60, 2)

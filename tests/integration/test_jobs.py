@@ -59,9 +59,13 @@ def test_whatever_is_killed_each_job_ends_once_with_all_its_steps(work_url, data
         events = table.events(job_id)
         assert [event.id for event in events] == list(range(1, len(events) + 1))
         assert [event.state for event in events].count("succeeded") == 1
-        kept = [event.step for event in events if event.type == "artifact"]
+        kept = [event.step for event in events if event.artifact == job_child.CHECKPOINT]
         assert kept == list(range(1, STEPS + 1))  # each checkpoint once, in order, whoever made it
         with table.open(job_id, job_child.CHECKPOINT)[1] as file:
             assert file.read() == str(STEPS).encode()
+        with table.open(job_id, "log.txt")[1] as file:
+            log = file.read().decode()
+        # Those that came too late to claim it have a log as well.
+        assert log.count("--- a process begins, ") == log.count(" ended: ") >= job.attempts
     table.gc(grace_seconds=-1e12)
     assert os.listdir(data / "training/incoming") == []

@@ -51,6 +51,7 @@ def test_a_small_card_decodes_only_what_is_larger_than_the_models_own_size_in_ti
     assert 0 < np.abs(picture(small, larger, profile="16") - picture(models, larger)).mean() < 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile on the CPU needs a C++ compiler")
 def test_compiled_unets_give_the_same_picture(models):
     compiled = loading.load(

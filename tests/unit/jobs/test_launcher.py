@@ -13,7 +13,7 @@ import job_child
 from job_child import CHECKPOINT, DIGEST, tell
 from lora_registry.errors import CatalogUnavailable
 from processes import environment, until
-from service.jobs.launcher import LocalLauncher, trim
+from service.jobs.launcher import LocalLauncher
 from service.jobs.processes import Holder
 from service.store.database import location
 from service.store.errors import LeaseLost
@@ -85,6 +85,11 @@ def messages(table, job_id):
     return [event.message for event in table.events(job_id) if event.message]
 
 
+def log_of(table, job_id):
+    with table.open(job_id, "log.txt")[1] as file:
+        return file.read().decode()
+
+
 def test_waiting_jobs_are_done_one_after_another(table, data, launched):
     first, second = new(table), new(table, "wolf")
     launcher = launched()
@@ -109,7 +114,60 @@ def test_a_process_has_a_session_and_a_log_of_its_own(table, data, launched):
     assert os.getsid(holder.pid) == holder.pid
     tell(data, job_id, "break")
     in_state(table, launcher, job_id, "failed")
-    assert "a secret at /some/path" in (data / "jobs" / job_id / "train.log").read_text()
+    assert "the job's file `log.txt`" in table.get(job_id).problem.detail
+    gone(holder)
+    launcher.look()
+    assert "ValueError: a secret at …/path" in log_of(table, job_id)
+    assert not (data / "jobs" / job_id).exists()
+
+
+def test_the_log_of_a_killed_process_is_kept_with_the_job_and_the_next_ones_is_added(table, data, launched):
+    job_id = new(table)
+    launcher = launched()
+    holder = started(table, launcher, job_id)
+    os.kill(holder.pid, signal.SIGKILL)
+    gone(holder)
+    until(lambda: launcher.look() or is_running(table, job_id, 2), SECONDS, "another process")
+    first = log_of(table, job_id)
+    assert "--- a process begins, " in first
+    assert f"--- process {holder.pid} ended: signal 9, " in first
+    tell(data, job_id, "fail")
+    in_state(table, launcher, job_id, "failed")
+    until(lambda: launcher.look() or log_of(table, job_id) != first, SECONDS, "the second log")
+    second = log_of(table, job_id).removeprefix(first)
+    assert "the job failed: the pictures are all the same" in second
+    assert "ended: exit code 1, " in second
+
+
+def test_the_log_of_a_process_that_another_launcher_started_is_kept_once_it_has_ended(table, data, launched):
+    job_id = new(table)
+    first = launched()
+    holder = started(table, first, job_id)
+    again = launched()
+    again.look()
+    assert [artifact.name for artifact in table.get(job_id).artifacts] == []  # it may have more to say
+    tell(data, job_id, "fail")
+    first._children[job_id].process.wait()  # it is this very process's child
+    again.look()
+    assert f"[{holder.pid}] the job failed: the pictures are all the same" in log_of(table, job_id)
+
+
+def test_a_log_that_cannot_be_kept_stays_and_is_tried_again_after_a_while(table, data, launched, armed):
+    job_id, time_now = new(table), [0.0]
+    log = data / "jobs" / job_id / "train.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("so far so good\n")
+    launcher = launched(max_running=0, clock=lambda: time_now[0])
+    armed("blob.rename=full")
+    launcher.look()
+    armed("")
+    launcher.look()
+    assert log.read_text() == "so far so good\n"
+    assert table.get(job_id).artifacts == []
+    time_now[0] += 60
+    launcher.look()
+    assert log_of(table, job_id) == "so far so good\n"
+    assert not log.exists()
 
 
 def test_a_killed_process_is_followed_by_another_that_goes_on_from_its_files(table, data, launched):
@@ -120,7 +178,7 @@ def test_a_killed_process_is_followed_by_another_that_goes_on_from_its_files(tab
     os.kill(holder.pid, signal.SIGKILL)
     gone(holder)
     until(lambda: launcher.look() or is_running(table, job_id, 2), SECONDS, "another process")
-    assert [artifact.name for artifact in table.get(job_id).artifacts] == [CHECKPOINT]
+    assert [artifact.name for artifact in table.get(job_id).artifacts] == [CHECKPOINT, "log.txt"]
     tell(data, job_id, "finish")
     in_state(table, launcher, job_id, "succeeded")
     assert "the process was lost" in messages(table, job_id)
@@ -258,20 +316,6 @@ def test_a_process_stopped_past_its_lease_writes_nothing_when_it_goes_on(table, 
     finally:
         stale.kill()
         stale.wait()
-
-
-def test_a_log_keeps_its_last_lines_and_its_writer_need_not_know(tmp_path):
-    path = tmp_path / "train.log"
-    with path.open("ab", buffering=0) as writer:
-        for number in range(1000):
-            writer.write(f"line {number}\n".encode())
-        trim(path, 10**6)
-        assert path.stat().st_size > 8000
-        trim(path, 1000)
-        writer.write(b"and one more\n")
-    lines = path.read_text().splitlines()
-    assert (lines[0], lines[-2:]) == ("[...]", ["line 999", "and one more"])
-    assert path.stat().st_size < 600
 
 
 def test_a_job_table_that_is_away_does_not_end_the_launcher(table, data, launched, armed):

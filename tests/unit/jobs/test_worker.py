@@ -96,7 +96,11 @@ def test_a_success_that_comes_after_the_lease_was_lost_is_not_recorded(local, jo
     ("error", "code", "detail"),
     [
         (OutOfDeviceMemory("no room for 512 x 512"), "out_of_device_memory", "no room for 512 x 512"),
-        (StorageFull(), "storage_full", "the registry's storage is full; nothing was published"),
+        (
+            StorageFull(),
+            "storage_full",
+            "the storage is full; make room and retry the job, which goes on from its last checkpoint",
+        ),
     ],
 )
 def test_an_error_that_is_known_is_told_as_it_is(local, job_id, error, code, detail):

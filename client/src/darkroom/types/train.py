@@ -149,7 +149,8 @@ class TrainArtifact(Response):
     """A file that a job has made so far."""
 
     name: str
-    """`samples/000100-0.png`, `checkpoints/000200.safetensors`, `loss.png`, `card.json`, `contact-sheet.png`, …"""
+    """`samples/000100-0.png`, `checkpoints/000200.safetensors`, `loss.png`, `card.json`, `contact-sheet.png`, `log.txt`
+    (of its processes, a moment after they have ended), …"""
     media_type: str
     size_bytes: int
     digest: str
