@@ -34,7 +34,7 @@ system:
 demo: $(READY)  ## one picture of everything, under demo-output/
 	$(BIN)/python -m examples.demo --output demo-output
 
-article: $(READY)  ## the article's comparison with a negative LoRA trained here, under article-output/ (about ten minutes)
+article: $(READY)  ## the article's comparison with a negative LoRA trained here, under article-output/ (about four minutes)
 	$(BIN)/python -m examples.article --output article-output
 
 serve: $(READY)  ## the service on http://$(HOST):$(PORT)
