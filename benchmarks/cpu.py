@@ -22,7 +22,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
-from benchmarks import compare, crowded, findings, over_http, png, record, sides, swaps, training
+from benchmarks import (
+    compare,
+    crowded,
+    device_sharing,
+    findings,
+    over_http,
+    png,
+    record,
+    sides,
+    swaps,
+    training,
+)
 from benchmarks.apart import Apart, apart
 from benchmarks.interleave import interleave
 from benchmarks.orders import an_order
@@ -51,6 +62,7 @@ class Rounds:
     swaps: int = 15
     crowded: int = 60
     train_steps: int = 60
+    device_sharing: int = 6
     compare: int = 5
     findings: int = 5
 
@@ -65,6 +77,7 @@ QUICK = Rounds(
     swaps=3,
     crowded=12,
     train_steps=10,
+    device_sharing=1,
     compare=1,
     findings=1,
 )
@@ -101,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows += png_encoding(rounds, kept)
     rows += lora_swaps(rounds, kept)
     rows += train_steps(rounds, kept)
+    rows += shared_device(rounds, kept, device_sharing.SHORT if chosen.quick else device_sharing.FULL)
     rows += comparisons(rounds, kept, chosen.threads, compare.SHORT if chosen.quick else compare.FULL)
     rows += what_they_found(rounds, kept, findings.SHORT if chosen.quick else findings.FULL)
     rows += crowded_registry(rounds, kept, crowded.FEW if chosen.quick else crowded.SIZES)
@@ -266,6 +280,14 @@ def train_steps(rounds: Rounds, kept: record.Record) -> list[Row]:
     return rows
 
 
+def shared_device(rounds: Rounds, kept: record.Record, extent: device_sharing.Extent) -> list[Row]:
+    """Pictures while a train job works on the same device, under each policy."""
+    _say(f"pictures while a job trains, {rounds.device_sharing} rounds")
+    figures, rows = device_sharing.measure(rounds.device_sharing, extent)
+    kept.add("device_sharing", figures)
+    return rows
+
+
 def comparisons(
     rounds: Rounds, kept: record.Record, threads: int | None, extent: compare.Extent
 ) -> list[Row]:
@@ -294,8 +316,8 @@ def crowded_registry(rounds: Rounds, kept: record.Record, sizes: Sequence[int]) 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=__doc__)
-    parser.add_argument("--rounds", type=int, help="of every section; default: what ten minutes allow")
-    parser.add_argument("--quick", action="store_true", help="about two minutes, written to build/benchmarks")
+    parser.add_argument("--rounds", type=int, help="of every section; default: what a quarter of an hour allows")
+    parser.add_argument("--quick", action="store_true", help="about four minutes, written to build/benchmarks")
     parser.add_argument(
         "--threads", type=int, help="of torch, in every process; 1 keeps ratios steady on a busy machine"
     )

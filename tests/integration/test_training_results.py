@@ -1,13 +1,15 @@
-"""What trainings on the pocket model are worth: a new shape is learnt, and `wrong` becomes a word for bad pictures."""
+"""What trainings on the pocket model are worth: new shapes and words are learnt, and `wrong` means bad pictures."""
 
 import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from darkroom.types import EvaluationCard, TrainRecipe, TrainRequest
 from examples.negative_study import ARMS, badness, measure_arms
 from examples.training import CLASSES, Trained, Workshop, heart_prompt, hearts, is_right, reading_of
+from examples.word_study import LESSONS, Learnt, measure_word, pictures_of_the_word
 from service.pocket.questions import plain_questions
 from service.pocket.world import COLOURS, SHAPES, UNSEEN_SHAPES
 
@@ -69,6 +71,27 @@ def test_the_study_chose_a_checkpoint_and_left_a_card_and_a_sheet(subject):
     assert subject.notes.files["contact-sheet.png"].startswith(b"\x89PNG")
     chosen = subject.notes.files[f"checkpoints/{card.chosen_step:06d}.safetensors"]
     assert chosen == subject.file
+
+
+def taught(workshop: Workshop, name: str) -> tuple[bytes, Learnt]:
+    """The word by a lesson of the study, and what it is worth."""
+    (lesson,) = (one for one in LESSONS if one.name == name)
+    word = workshop.train(lesson.request(workshop.dataset(pictures_of_the_word()))).file
+    return word, measure_word(workshop, word, COUNT, steps=12)
+
+
+def test_a_new_word_and_a_lora_draw_a_new_shape_and_other_prompts_stay_right(workshop):
+    _, learnt = taught(workshop, "pivotal")
+    assert learnt.shape.value >= 0.8, str(learnt.shape)
+    assert learnt.others.value >= 0.9, str(learnt.others)
+
+
+def test_a_new_word_alone_comes_nearer_to_it_and_changes_no_picture_of_others(workshop):
+    word, learnt = taught(workshop, "embedding")
+    assert learnt.shape.value >= 0.25, str(learnt.shape)
+    prompts = [question.prompt for question in plain_questions(4, 9)]
+    with_it, without = (workshop.draw(prompts, first_seed=3000, lora=lora, steps=4) for lora in (word, None))
+    assert np.array_equal(with_it, without)
 
 
 def test_the_word_wrong_draws_bad_pictures_and_both_scopes_can_be_measured(workshop):
