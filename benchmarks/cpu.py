@@ -316,8 +316,12 @@ def crowded_registry(rounds: Rounds, kept: record.Record, sizes: Sequence[int]) 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=__doc__)
-    parser.add_argument("--rounds", type=int, help="of every section; default: what a quarter of an hour allows")
-    parser.add_argument("--quick", action="store_true", help="about four minutes, written to build/benchmarks")
+    parser.add_argument(
+        "--rounds", type=int, help="of every section; default: what a quarter of an hour allows"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="about four minutes, written to build/benchmarks"
+    )
     parser.add_argument(
         "--threads", type=int, help="of torch, in every process; 1 keeps ratios steady on a busy machine"
     )
