@@ -49,9 +49,13 @@ class Followed(Blocking[Store], Generic[Store, Event, End]):
         """It, as it stands."""
         raise NotImplementedError
 
+    async def check(self, id: str) -> None:
+        """Return if there is such work. Raises where there is none."""
+        await self._asked(lambda store: self._has_ended(store, id))
+
     async def past_events(self, id: str, *, after: int = 0) -> Sequence[Event]:
         """What has happened to it after that event, `EVENTS_AT_ONCE` of it at most. Raises where there is none."""
-        await self._asked(lambda store: self._has_ended(store, id))
+        await self.check(id)
         return await self._batch(id, after)
 
     async def events(self, id: str, *, after: int = 0) -> AsyncGenerator[Event | End, None]:

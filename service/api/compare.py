@@ -137,7 +137,7 @@ def router(runs: Callable[[], "Comparisons"], in_flight: InFlight) -> APIRouter:
         known = after if last_event_id is None else last_event_id
         if row_stream.wants_list(request):
             return row_stream.listed(await runs().past_events(id, after=known))
-        await runs().get(id)  # one that does not exist is a problem, and no stream
+        await runs().check(id)  # one that does not exist is a problem, and no stream
         return RowStream(runs().events(id, after=known), in_flight)
 
     @routes.get(

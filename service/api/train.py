@@ -110,7 +110,7 @@ def router(jobs: Callable[[], TrainJobs], in_flight: InFlight) -> APIRouter:
         known = after if last_event_id is None else last_event_id
         if row_stream.wants_list(request):
             return row_stream.listed(await jobs().past_events(job_id, after=known))
-        await jobs().get(job_id)  # a job that does not exist is a problem, and no stream
+        await jobs().check(job_id)  # a job that does not exist is a problem, and no stream
         return RowStream(jobs().events(job_id, after=known), in_flight)
 
     @routes.get(

@@ -111,6 +111,9 @@ class Runs:
             raise ComparisonNotFound(id)
         return self.comparison
 
+    async def check(self, id):
+        await self.get(id)
+
     async def list(self, **asked):
         self.asked = asked
         return ComparisonPage(items=[self.comparison], next_cursor="next")
