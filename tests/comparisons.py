@@ -48,6 +48,11 @@ DISTANCES: Final = ("ssim", "perceptual_distance")
 AT: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
+def _printable(name: str) -> str:
+    """What a request may call an arm; reports must bear whatever an older table may hold."""
+    return "".join(c for c in name if c.isprintable()) or "nameless"
+
+
 def a_comparison(
     arms: int | Sequence[str] = 3,
     prompts: int | Sequence[str] = 8,
@@ -75,7 +80,7 @@ def a_comparison(
     request = CompareRequest(
         prompts=tuple(texts),
         seeds=tuple(numbers),
-        arms=tuple(Arm(name=name, set=settings[name]) for name in names),
+        arms=tuple(Arm(name=_printable(name), set=settings[name]) for name in names),
         metric=metric,
         name="Does the word help?",
     )

@@ -200,7 +200,6 @@ def test_sigterm_lets_work_in_flight_finish_and_refuses_more(open_and_locked):
     assert SECRET not in log
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -219,7 +218,6 @@ def test_an_open_address_without_keys_does_not_start_and_says_why(command):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_handed_an_open_socket_refuses_too():
     with socket.socket() as listening:
         listening.bind(("0.0.0.0", 0))

@@ -292,7 +292,6 @@ def test_a_text_encoder_that_could_not_be_put_back_is_put_back_before_the_next_p
     assert failed >= 3
 
 
-@pytest.mark.slow
 def test_ten_thousand_swaps_mixtures_and_failures_change_no_byte_of_the_base(engine, models):
     canary_before = canary.picture(engine).pictures[0].pixels_HWC
     draw = random.Random(20261124)
