@@ -316,9 +316,7 @@ def crowded_registry(rounds: Rounds, kept: record.Record, sizes: Sequence[int]) 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=__doc__)
-    parser.add_argument(
-        "--rounds", type=int, help="of every section; default: what a quarter of an hour allows"
-    )
+    parser.add_argument("--rounds", type=int, help="of every section; default: what ten minutes allow")
     parser.add_argument(
         "--quick", action="store_true", help="about four minutes, written to build/benchmarks"
     )
