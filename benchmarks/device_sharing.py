@@ -10,9 +10,6 @@ theirs are stopped by a signal, so that all policies meet the same machine. Prin
 import argparse
 import os
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +28,7 @@ from PIL import Image
 
 from benchmarks import training
 from benchmarks.interleave import Rounds, interleave
+from benchmarks.over_http import served
 from benchmarks.report import Row, row, table
 from darkroom import Darkroom, Unavailable
 from darkroom.types import GenerateRequest, JobEvent, TrainJob
@@ -41,9 +39,7 @@ from service.store import database, files
 Policy = Literal["share", "pause", "separate"]
 
 STEPS = 20
-_ROOT = Path(__file__).parent.parent
 _STARTUP_SECONDS = 180.0
-_STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
 
 
@@ -341,37 +337,11 @@ def _sleep_until(moment: float) -> None:
 @contextmanager
 def _served(policy: Policy, data: Path, cores: int) -> Iterator[Darkroom]:
     """A client, which retries nothing, of a service with this policy; it and its jobs have the last `cores`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
-    environment |= {
-        "DARKROOM_MODEL": "pocket",
-        "DARKROOM_OFFLINE": "true",
-        "DARKROOM_THREADS": "1",
-        "DARKROOM_GPU_SHARING": policy,
-        "DARKROOM_DATA": str(data),
-        "DARKROOM_MAX_QUEUE_SECONDS": "3600",
-        "DARKROOM_LOG_LEVEL": "warning",
-        "BENTOML_DO_NOT_TRACK": "true",
-    }
-    with _bound_to(cores):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve", "--port", str(port)],
-            cwd=_ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-    try:
-        with Darkroom(f"http://127.0.0.1:{port}", timeout=_STARTUP_SECONDS, max_retries=0) as client:
-            yield client
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    with ExitStack() as stack:
+        with _bound_to(cores):  # which the process that is begun here inherits
+            service = served(1, data, max_retries=0, settings={"DARKROOM_GPU_SHARING": policy})
+            client = stack.enter_context(service)
+        yield client
 
 
 @contextmanager

@@ -6,15 +6,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.apart import Apart
 from benchmarks.interleave import Rounds, Spread, interleave
 from darkroom import Darkroom
+from darkroom._connection import DEFAULT_MAX_RETRIES
 from darkroom.types import GenerateRequest
 
 _ROOT = Path(__file__).parent.parent
@@ -62,10 +64,16 @@ def _request(number: int, steps: int) -> GenerateRequest:
 
 
 @contextmanager
-def served(threads: int | None, data: Path | None = None) -> Iterator[Darkroom]:
+def served(
+    threads: int | None,
+    data: Path | None = None,
+    *,
+    max_retries: int = DEFAULT_MAX_RETRIES,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Darkroom]:
     """A keep-alive client of `python -m service serve` on the pocket model, in a process of its own.
 
-    `data` is the folder of its LoRAs, else the user's own.
+    `data` is the folder of its LoRAs, else the user's own; `settings` are more of its environment.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -82,6 +90,7 @@ def served(threads: int | None, data: Path | None = None) -> Iterator[Darkroom]:
         environment["DARKROOM_THREADS"] = str(threads)
     if data is not None:
         environment["DARKROOM_DATA"] = str(data)
+    environment |= settings
     process = subprocess.Popen(
         [sys.executable, "-m", "service", "serve", "--port", str(port)],
         cwd=_ROOT,
@@ -90,7 +99,9 @@ def served(threads: int | None, data: Path | None = None) -> Iterator[Darkroom]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        with Darkroom(f"http://127.0.0.1:{port}", timeout=_STARTUP_SECONDS) as client:
+        with Darkroom(
+            f"http://127.0.0.1:{port}", timeout=_STARTUP_SECONDS, max_retries=max_retries
+        ) as client:
             yield client
     finally:
         process.send_signal(signal.SIGTERM)

@@ -5,9 +5,11 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Generic, Protocol, TypeVar
+from typing import BinaryIO, Final, Generic, Protocol, TypeVar
 
+from lora_registry.export import original
 from service.errors import Draining, TooManyUploads
 
 Store = TypeVar("Store")
@@ -25,6 +27,30 @@ class Writable(Protocol):
 
 
 Incoming = TypeVar("Incoming", bound=Writable)
+
+
+class Described(Protocol):
+    """What is known of a kept file."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def media_type(self) -> str: ...
+
+
+File = TypeVar("File", bound=Described)
+
+
+@dataclass(frozen=True)
+class ToSend(Generic[File]):
+    """A file to be sent. `pieces` is to be taken once; to close it lets go of the file."""
+
+    file: File
+    pieces: AsyncGenerator[bytes, None] = field(repr=False)
 
 
 class Blocking(Generic[Store]):
@@ -85,6 +111,11 @@ class Blocking(Generic[Store]):
             if not future.cancelled():
                 future.exception()  # seen, so that it is not reported as lost
             raise
+
+    async def _opened(self, opened: Callable[[Store], tuple[File, BinaryIO]]) -> ToSend[File]:
+        """A file of the store, to send."""
+        found, file = await self._asked(opened)
+        return ToSend(found, self._pieces(original(file, found.size_bytes).pieces))
 
     async def _pieces(self, pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
         """A file to be sent, read in threads."""

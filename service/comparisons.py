@@ -2,8 +2,8 @@
 
 import hashlib
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from darkroom.types import (
@@ -18,8 +18,8 @@ from darkroom.types import (
     RunState,
 )
 from lora_registry import LoraVersion
-from lora_registry.export import original
 from service.adapters import Adapters
+from service.blocking import ToSend
 from service.compare.changes import ENDED
 from service.compare.expansion import Expanded, ExpandedArm, expanded
 from service.compare.pinning import pinned
@@ -28,31 +28,11 @@ from service.compare.table import ComparisonTable, Draft
 from service.engine.engine import Engine
 from service.errors import CompareTooLarge, InvalidOption, UnknownLora
 from service.following import EVENTS_AT_ONCE, POLL_SECONDS, Followed
-from service.measurements.metrics import METRICS, described
+from service.measurements.metrics import METRICS, OF_PIXELS, described
 from service.metrics import Metrics
 
 COUNTED_OUT: Final = 3
 """How many times the cells that may be drawn a plan may have."""
-_OF_PICTURES: Final[tuple[CompareMetric, ...]] = (
-    "sharpness",
-    "high_frequency",
-    "colorfulness",
-    "contrast",
-    "luminance",
-    "edge_density",
-    "ssim",
-    "psnr",
-    "perceptual_distance",
-)
-"""What pixels alone tell."""
-
-
-@dataclass(frozen=True)
-class ComparedFile:
-    """A file to be sent. `pieces` is to be taken once; to close it lets go of the file."""
-
-    file: CompareFile
-    pieces: AsyncGenerator[bytes, None] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -139,7 +119,7 @@ class Comparisons(Followed[ComparisonTable, CompareEvent, Comparison]):
         """A comparison that is to end; what is drawn of it stays. Raises ComparisonNotFound."""
 
         def cancelled(table: ComparisonTable) -> Comparison:
-            waits = table.get(id).state == "queued"
+            waits = table.state(id) == "queued"
             comparison = table.cancel(id)
             if waits and comparison.state == "cancelled":
                 self._observed.comparisons_total.labels("cancelled").inc()
@@ -149,17 +129,13 @@ class Comparisons(Followed[ComparisonTable, CompareEvent, Comparison]):
         self._stop(id)
         return comparison
 
-    async def image(self, id: str, cell: int) -> ComparedFile:
+    async def image(self, id: str, cell: int) -> ToSend[CompareFile]:
         """The PNG of a cell that is done, to send. Raises ComparisonNotFound, CompareFileNotFound."""
         return await self._opened(lambda table: table.picture(id, cell))
 
-    async def open(self, id: str, name: str) -> ComparedFile:
+    async def open(self, id: str, name: str) -> ToSend[CompareFile]:
         """A file of it, to send. Raises ComparisonNotFound, CompareFileNotFound."""
         return await self._opened(lambda table: table.open(id, name))
-
-    async def _opened(self, opened: Callable[[ComparisonTable], tuple[CompareFile, object]]) -> ComparedFile:
-        found, file = await self._asked(opened)
-        return ComparedFile(found, self._pieces(original(file, found.size_bytes).pieces))  # type: ignore[arg-type]
 
     def _has_ended(self, store: ComparisonTable, id: str) -> bool:
         return store.state(id) in ENDED
@@ -229,7 +205,7 @@ class Comparisons(Followed[ComparisonTable, CompareEvent, Comparison]):
         Raises:
             InvalidOption: not the one that is to decide.
         """
-        measured = {*_OF_PICTURES, *self._scored(), *(["prompt_adherence"] if request.adherence else [])}
+        measured = {*OF_PIXELS, *self._scored(), *(["prompt_adherence"] if request.adherence else [])}
         if request.metric is not None and request.metric not in measured:
             hints = {
                 "prompt_adherence": "set `adherence` to true",

@@ -1,8 +1,7 @@
 """The use case of train jobs: refused before they exist where they cannot work, told of while they do."""
 
 import hashlib
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 from darkroom.types import (
     Dataset,
@@ -15,7 +14,7 @@ from darkroom.types import (
     TrainJobPage,
     TrainRequest,
 )
-from lora_registry.export import original
+from service.blocking import ToSend
 from service.engine.loras.words import is_said
 from service.errors import InvalidOption, InvalidPrompt
 from service.following import EVENTS_AT_ONCE, POLL_SECONDS, Followed
@@ -25,14 +24,6 @@ from service.metrics import Metrics
 from service.training.errors import TrainingTooLarge
 from service.training.estimates import estimate
 from service.training.recipes import TrainedModel, filled_in
-
-
-@dataclass(frozen=True)
-class ArtifactFile:
-    """A file to be sent. `pieces` is to be taken once; to close it lets go of the file."""
-
-    artifact: TrainArtifact
-    pieces: AsyncGenerator[bytes, None] = field(repr=False)
 
 
 class TrainJobs(Followed[JobTable, JobEvent, TrainJob]):
@@ -129,10 +120,9 @@ class TrainJobs(Followed[JobTable, JobEvent, TrainJob]):
 
         return await self._in_thread(work)
 
-    async def open(self, job_id: str, name: str) -> ArtifactFile:
+    async def open(self, job_id: str, name: str) -> ToSend[TrainArtifact]:
         """A file of a job, to send. Raises JobNotFound, ArtifactNotFound."""
-        artifact, file = await self._asked(lambda table: table.open(job_id, name))
-        return ArtifactFile(artifact, self._pieces(original(file, artifact.size_bytes).pieces))
+        return await self._opened(lambda table: table.open(job_id, name))
 
     def _queued(self) -> None:
         """In the thread that has queued a job, which a caller who leaves does not stop."""

@@ -224,15 +224,23 @@ def workshop(data: Path) -> Iterator[Workshop]:
         patch.setenv("PYTHONPATH", os.pathsep.join((environment()["PYTHONPATH"], str(ROOT / "tests"))))
         multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
         forkserver.ensure_running()
-    connected = database.connect(database.location("", data))
-    store = files.files("", data)
+    try:
+        with a_workshop(data) as made:
+            yield made
+    finally:
+        forkserver._forkserver._stop()
+
+
+@contextmanager
+def a_workshop(folder: Path) -> Iterator[Workshop]:
+    """One in this folder, whose processes come from the fork server that is there already."""
+    connected, store = database.connect(database.location("", folder)), files.files("", folder)
     dataset = Datasets(connected, store).add_pictures(hearts(6))
-    made = Workshop(data, JobTable(connected, store), connected, dataset)
+    made = Workshop(folder, JobTable(connected, store), connected, dataset)
     try:
         yield made
     finally:
         for trainer in made.begun:
             trainer.process.kill()
             trainer.process.join()
-        forkserver._forkserver._stop()
         connected.close()

@@ -1,6 +1,6 @@
 """The routes of comparisons: begun at `/v1/compare`, and from then on runs of their own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -14,13 +14,13 @@ from darkroom.types import (
     RunState,
 )
 from darkroom.types.compare import MAX_ARMS, MAX_PROMPTS, MAX_SEEDS
-from service.api import conditions, idempotency, negotiation, row_stream
-from service.api.files import Cursor, FileStream, Limit
+from service.api import idempotency, negotiation, row_stream
+from service.api.files import Cursor, Limit, sent
 from service.api.in_flight import InFlight
 from service.api.row_stream import RowStream
 
 if TYPE_CHECKING:  # which would import torch, before a worker needs it
-    from service.comparisons import ComparedFile, Comparisons
+    from service.comparisons import Comparisons
 
 _AWAY: Final = "The database or storage is away; `Retry-After` says when to try again."
 _READ: Final = {404: "No such run.", 422: "The request is invalid.", 503: _AWAY}
@@ -148,7 +148,7 @@ def router(runs: Callable[[], "Comparisons"], in_flight: InFlight) -> APIRouter:
         responses={200: {"description": "The picture.", "content": {"image/png": _BINARY}, "headers": _ETAG}},
     )
     async def image(id: Id, cell: Cell) -> Response:
-        return _sent(await runs().image(id, cell), {"Cache-Control": KEPT_A_WHILE})
+        return sent(await runs().image(id, cell), {"Cache-Control": KEPT_A_WHILE})
 
     @routes.get(
         "/runs/{id}/files/{name:path}",
@@ -165,11 +165,6 @@ def router(runs: Callable[[], "Comparisons"], in_flight: InFlight) -> APIRouter:
     )
     async def file(id: Id, name: Name) -> Response:
         policy = {"Content-Security-Policy": REPORT_POLICY, "Content-Disposition": "inline"}
-        return _sent(await runs().open(id, name), policy)
+        return sent(await runs().open(id, name), policy)
 
     return routes
-
-
-def _sent(found: "ComparedFile", headers: Mapping[str, str]) -> FileStream:
-    facts = {"Content-Length": str(found.file.size_bytes), "ETag": conditions.etag(found.file.digest)}
-    return FileStream(found.pieces, {**facts, **headers}, found.file.media_type)

@@ -14,12 +14,12 @@ from darkroom.types import (
     TrainJobPage,
     TrainRequest,
 )
-from service.api import conditions, idempotency, row_stream
-from service.api.files import Cursor, FileStream, Limit
+from service.api import idempotency, row_stream
+from service.api.files import Cursor, Limit, sent
 from service.api.in_flight import InFlight
 from service.api.row_stream import RowStream
 from service.following import EVENTS_AT_ONCE
-from service.train_jobs import ArtifactFile, TrainJobs
+from service.train_jobs import TrainJobs
 
 _AWAY: Final = "The database is away; `Retry-After` says when to try again."
 _READ: Final = {404: "No such job.", 422: "The request is invalid.", 503: _AWAY}
@@ -137,7 +137,7 @@ def router(jobs: Callable[[], TrainJobs], in_flight: InFlight) -> APIRouter:
     async def artifact(
         job_id: JobId, name: Annotated[str, Path(max_length=200, description="Of the file.")]
     ) -> Response:
-        return _file(await jobs().open(job_id, name))
+        return sent(await jobs().open(job_id, name))
 
     @routes.delete(
         "/{job_id}",
@@ -158,12 +158,3 @@ def router(jobs: Callable[[], TrainJobs], in_flight: InFlight) -> APIRouter:
         return await jobs().retry(job_id)
 
     return routes
-
-
-def _file(file: ArtifactFile) -> FileStream:
-    headers = {
-        "Content-Length": str(file.artifact.size_bytes),
-        "ETag": conditions.etag(file.artifact.digest),
-        "X-Content-Type-Options": "nosniff",
-    }
-    return FileStream(file.pieces, headers, file.artifact.media_type)

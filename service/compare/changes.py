@@ -1,14 +1,11 @@
 """One comparison's row, locked, and the moves from state to state."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from darkroom.types import Problem, RunStage, RunState
 from darkroom.types.compare import CompareEventType
-from lora_registry.database import Database
 from service.compare.errors import ComparisonNotFound
-from service.store.changes import Change, locked
+from service.store.changes import Change
 from service.store.schema import comparison_events, comparisons
 
 ENDED: Final[tuple[RunState, ...]] = ("succeeded", "failed", "cancelled")
@@ -17,7 +14,7 @@ ENDED: Final[tuple[RunState, ...]] = ("succeeded", "failed", "cancelled")
 class RunChange(Change):
     """A Change of a comparison; its events are CompareEvents."""
 
-    rows, teller = comparisons, comparison_events.c.comparison_id
+    rows, teller, missing = comparisons, comparison_events.c.comparison_id, ComparisonNotFound
 
     def tell(
         self,
@@ -58,19 +55,3 @@ class RunChange(Change):
         """End it for a reason."""
         self.set(problem=problem.model_dump_json())
         self.state("failed", problem.detail)
-
-
-@contextmanager
-def changing(database: Database, comparison_id: str, now_ms: int) -> Iterator[RunChange]:
-    """A transaction in which nobody else changes the comparison.
-
-    Raises:
-        ComparisonNotFound
-    """
-    with database.write() as connection:
-        found = locked(connection, comparisons, comparison_id)
-        if found is None:
-            raise ComparisonNotFound(comparison_id)
-        change = RunChange(connection, found, now_ms)
-        yield change
-        change.write()

@@ -14,7 +14,7 @@ from lora_registry.blobs import Blobs
 from lora_registry.database import Database
 from lora_registry.faults import point
 from lora_registry.incoming import storage_errors
-from service.compare.changes import RunChange, changing
+from service.compare.changes import RunChange
 from service.compare.errors import CompareFileNotFound
 from service.compare.rows import at_place, get_comparison, measured, named, written_all, written_cell
 from service.store.errors import LeaseLost
@@ -187,7 +187,7 @@ class ComparisonClaim:
 
     @contextmanager
     def _changing(self) -> Iterator[RunChange]:
-        with changing(self._database, self.comparison.id, int(self._clock() * 1000)) as change:
+        with RunChange.of(self._database, self.comparison.id, int(self._clock() * 1000)) as change:
             if change.row.fence != self.fence or change.row.state != "running":
                 raise LeaseLost(self.comparison.id)
             yield change

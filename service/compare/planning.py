@@ -134,12 +134,13 @@ def _seconds(segment: Segment, ready: Prepared, costs: Costs, judgements: int) -
     order, way = ready.orders[segment.cells[0]], ready.ways[segment.cells[0]]
     base_steps = max(0, min(segment.end, way.base_steps) - segment.start)
     refiner_steps = segment.end - segment.start - base_steps
-    seconds = costs.seconds("base", base_steps * way.rows * order.pixels)
-    seconds += costs.seconds("refiner", refiner_steps * way.rows * order.pixels)
-    if segment.finished:
-        seconds += costs.seconds("decode", order.pixels)
-        seconds += judgements * costs.seconds("base", adherence.STEPS * 2 * order.pixels)
-    return seconds
+    return costs.of(
+        order.pixels,
+        base_rows=base_steps * way.rows,
+        refiner_rows=refiner_steps * way.rows,
+        pictures=int(bool(segment.finished)),
+        judgements=judgements,
+    )
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:

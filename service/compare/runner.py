@@ -110,9 +110,8 @@ class ComparisonRunner:
         try:
             asyncio.run(self._main())
         except RuntimeError:
-            if (
-                threading.main_thread().is_alive()
-            ):  # else the interpreter goes, and its pools of threads went before
+            # Where the interpreter goes, its pools of threads went before.
+            if threading.main_thread().is_alive():
                 raise
 
     async def _main(self) -> None:

@@ -28,7 +28,7 @@ from darkroom.types import (
 )
 from lora_registry.blobs import Blobs
 from lora_registry.database import Database
-from service.compare.changes import ENDED, RunChange, changing
+from service.compare.changes import ENDED, RunChange
 from service.compare.claims import ComparisonClaim
 from service.compare.errors import CompareFileNotFound, ComparisonNotFound
 from service.compare.rows import (
@@ -44,15 +44,13 @@ from service.compare.rows import (
     written_all,
     written_cell,
 )
-from service.store.cursors import before, cursor_at
+from service.store.changes import MAX_INTEGER, events_after
+from service.store.cursors import page
 from service.store.keys import insert_once, row_made_with
 from service.store.schema import cells, comparison_events, comparison_files, comparisons
 
-MAX_LIMIT: Final = 500
 FRUITLESS_ATTEMPTS: Final = 3
 """So many deaths in a row without a new finished cell are not bad luck."""
-MAX_INTEGER: Final = 2**31 - 1
-"""Of a column."""
 
 
 @dataclass(frozen=True)
@@ -131,23 +129,13 @@ class ComparisonTable:
         Raises:
             InvalidCursor
         """
-        limit = min(max(limit, 1), MAX_LIMIT)
-        statement = (
-            select(comparisons)
-            .order_by(comparisons.c.created_ms.desc(), comparisons.c.id.desc())
-            .limit(limit + 1)
-        )
+        statement = select(comparisons)
         if state is not None:
             statement = statement.where(comparisons.c.state == state)
-        if cursor:
-            statement = statement.where(before(cursor, comparisons.c.created_ms, comparisons.c.id))
+        columns = comparisons.c.created_ms, comparisons.c.id
         with self._database.read() as connection:
-            rows = connection.execute(statement).all()
-        last = rows[limit - 1] if len(rows) > limit else None
-        return ComparisonPage(
-            items=[comparison_from(row) for row in rows[:limit]],
-            next_cursor=cursor_at(last.created_ms, last.id) if last else "",
-        )
+            rows, next_cursor = page(connection, statement, *columns, limit=limit, cursor=cursor)
+        return ComparisonPage(items=[comparison_from(row) for row in rows], next_cursor=next_cursor)
 
     def cancel(self, comparison_id: str) -> Comparison:
         """End it: at once where nobody works on it, else soon. One that has ended stays as it is.
@@ -155,7 +143,7 @@ class ComparisonTable:
         Raises:
             ComparisonNotFound
         """
-        with changing(self._database, comparison_id, self._now_ms()) as change:
+        with RunChange.of(self._database, comparison_id, self._now_ms()) as change:
             row = change.row
             # The lease of a dead process has run out, and there may be none that would take it up and hear of it.
             if row.state == "queued" or (row.state == "running" and row.lease_until_ms <= change.now_ms):
@@ -166,15 +154,9 @@ class ComparisonTable:
 
     def events(self, comparison_id: str, *, after: int = 0, limit: int = 500) -> builtins.list[CompareEvent]:
         """Events with a higher number than `after`, in order. Empty also for a comparison that is not there."""
-        told = comparison_events.c
-        statement = (
-            select(comparison_events)
-            .where(told.comparison_id == comparison_id, told.id > min(after, MAX_INTEGER))
-            .order_by(told.id)
-            .limit(min(max(limit, 1), MAX_LIMIT))
-        )
         with self._database.read() as connection:
-            return [event_from(row) for row in connection.execute(statement)]
+            rows = events_after(connection, RunChange.teller, comparison_id, after=after, limit=limit)
+        return [event_from(row) for row in rows]
 
     def picture(self, comparison_id: str, cell: int) -> tuple[CompareFile, BinaryIO]:
         """The PNG of a cell that is done; closing it is the caller's.

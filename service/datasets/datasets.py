@@ -32,7 +32,7 @@ from service.datasets.errors import DatasetNotFound, EmptyDataset, InvalidArchiv
 from service.datasets.incoming import Incoming, unnamed
 from service.datasets.intake import Intake, Invalid
 from service.errors import InvalidOption
-from service.store.cursors import before, cursor_at
+from service.store.cursors import page
 from service.store.files import hold_off_collection, put_bytes, read_bytes
 from service.store.schema import datasets
 
@@ -153,13 +153,12 @@ class Datasets:
 
     def list(self, *, limit: int = 50, cursor: str = "") -> DatasetPage:
         """Some datasets, the newest first. Raises InvalidCursor."""
-        limit = min(max(limit, 1), MAX_LIMIT)
         statement = select(*_SUMMARY).where(datasets.c.deleted_ms.is_(None))
-        if cursor:
-            statement = statement.where(before(cursor, datasets.c.created_ms, datasets.c.digest))
-        statement = statement.order_by(datasets.c.created_ms.desc(), datasets.c.digest.desc())
+        columns = datasets.c.created_ms, datasets.c.digest
         with self._database.read() as connection:
-            rows = connection.execute(statement.limit(limit + 1)).all()
+            rows, next_cursor = page(
+                connection, statement, *columns, limit=limit, cursor=cursor, most=MAX_LIMIT
+            )
         items = [
             DatasetSummary(
                 id=f"sha256:{row.digest}",
@@ -168,10 +167,9 @@ class Datasets:
                 size_bytes=row.size_bytes,
                 created_at=moment(row.created_ms),
             )
-            for row in rows[:limit]
+            for row in rows
         ]
-        last = rows[limit - 1] if len(rows) > limit else None
-        return DatasetPage(items=items, next_cursor=cursor_at(last.created_ms, last.digest) if last else "")
+        return DatasetPage(items=items, next_cursor=next_cursor)
 
     def open_picture(self, id: str, which: int | str) -> bytes:
         """The PNG of one picture, by its place (from 0) or by its digest.

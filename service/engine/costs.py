@@ -45,12 +45,22 @@ class Costs:
         base_end = base_share * order.num_inference_steps
         first = 0 if order.start is None else order.start.step
         end = order.num_inference_steps if order.until is None else order.until
-        base_steps = max(0.0, min(end, base_end) - first)
-        refiner_steps = max(0.0, end - max(first, base_end))
-        one = self.seconds("base", round(base_steps * rows * order.pixels))
-        one += self.seconds("refiner", round(refiner_steps * rows * order.pixels))
-        if order.question is not None:
-            one += self.seconds("base", adherence.STEPS * 2 * order.pixels)
-        elif order.until is None:
-            one += self.seconds("decode", order.pixels)
+        one = self.of(
+            order.pixels,
+            base_rows=max(0.0, min(end, base_end) - first) * rows,
+            refiner_rows=max(0.0, end - max(first, base_end)) * rows,
+            pictures=int(order.until is None and order.question is None),
+            judgements=int(order.question is not None),
+        )
         return one * len(order.seeds)
+
+    def of(
+        self, pixels: int, *, base_rows: float, refiner_rows: float, pictures: int, judgements: int
+    ) -> float:
+        """Seconds of so many evaluations of either UNet, decoded pictures and scored ones, each of these pixels."""
+        base_rows += judgements * adherence.STEPS * 2
+        return (
+            self.seconds("base", round(base_rows * pixels))
+            + self.seconds("refiner", round(refiner_rows * pixels))
+            + self.seconds("decode", pictures * pixels)
+        )

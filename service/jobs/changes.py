@@ -1,13 +1,10 @@
 """One train job's row, locked, and the moves from state to state."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from darkroom.types import JobStage, JobState, Problem
-from lora_registry.database import Database
 from service.jobs.errors import JobNotFound
-from service.store.changes import Change, locked
+from service.store.changes import Change
 from service.store.schema import events, jobs
 
 ENDED: Final[tuple[JobState, ...]] = ("succeeded", "failed", "cancelled")
@@ -16,7 +13,7 @@ ENDED: Final[tuple[JobState, ...]] = ("succeeded", "failed", "cancelled")
 class JobChange(Change):
     """A Change of a train job; its events are JobEvents."""
 
-    rows, teller = jobs, events.c.job_id
+    rows, teller, missing = jobs, events.c.job_id, JobNotFound
 
     def stage(self, stage: JobStage) -> None:
         """Move to a stage; nothing where it is there already."""
@@ -42,19 +39,3 @@ class JobChange(Change):
         """End it for a reason, which is kept in any case."""
         self.set(problem=problem.model_dump_json())
         self.end("failed", problem.detail)
-
-
-@contextmanager
-def changing(database: Database, job_id: str, now_ms: int) -> Iterator[JobChange]:
-    """A transaction in which nobody else changes the job.
-
-    Raises:
-        JobNotFound
-    """
-    with database.write() as connection:
-        found = locked(connection, jobs, job_id)
-        if found is None:
-            raise JobNotFound(job_id)
-        change = JobChange(connection, found, now_ms)
-        yield change
-        change.write()

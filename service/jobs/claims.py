@@ -14,7 +14,7 @@ from lora_registry.database import Database
 from lora_registry.errors import CatalogUnavailable
 from lora_registry.faults import point
 from lora_registry.incoming import storage_errors
-from service.jobs.changes import JobChange, changing
+from service.jobs.changes import JobChange
 from service.jobs.keeping import keep, kept, let_go
 from service.jobs.rows import finite, get_job
 from service.store.errors import LeaseLost
@@ -161,7 +161,7 @@ class Claim:
 
     @contextmanager
     def _changing(self, *, or_cancelled: bool = False) -> Iterator[JobChange]:
-        with changing(self._database, self.job.id, int(self._clock() * 1000)) as change:
+        with JobChange.of(self._database, self.job.id, int(self._clock() * 1000)) as change:
             states = ("running", "cancelled") if or_cancelled else ("running",)
             if change.row.fence != self.fence or change.row.state not in states:
                 raise LeaseLost(self.job.id)

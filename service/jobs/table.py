@@ -32,17 +32,17 @@ from lora_registry.incoming import abandoned as abandoned_files
 from lora_registry.incoming import storage_errors
 from lora_registry.records import GcReport
 from service.jobs import process_logs
-from service.jobs.changes import ENDED, JobChange, changing
+from service.jobs.changes import ENDED, JobChange
 from service.jobs.claims import Claim
 from service.jobs.errors import ArtifactNotFound, JobNotFound, JobNotRetryable, NotClaimable
 from service.jobs.keeping import keep, kept
 from service.jobs.rows import artifact_from, event_from, get_job, jobs_from
-from service.store.cursors import before, cursor_at
+from service.store.changes import events_after
+from service.store.cursors import page
 from service.store.files import begin_collection, put_bytes
 from service.store.keys import insert_once, row_made_with
-from service.store.schema import artifacts, events, jobs
+from service.store.schema import artifacts, jobs
 
-MAX_LIMIT: Final = 500
 FRUITLESS_ATTEMPTS: Final = 3
 """So many deaths in a row without a new step are not bad luck."""
 GRACE_SECONDS: Final = 86400.0
@@ -107,17 +107,14 @@ class JobTable:
         Raises:
             InvalidCursor
         """
-        limit = min(max(limit, 1), MAX_LIMIT)
-        statement = select(jobs).order_by(jobs.c.created_ms.desc(), jobs.c.id.desc()).limit(limit + 1)
+        statement = select(jobs)
         if state is not None:
             statement = statement.where(jobs.c.state == state)
-        if cursor:
-            statement = statement.where(before(cursor, jobs.c.created_ms, jobs.c.id))
         with self._database.read() as connection:
-            rows = connection.execute(statement).all()
-            items = jobs_from(connection, rows[:limit])
-        last = rows[limit - 1] if len(rows) > limit else None
-        return TrainJobPage(items=items, next_cursor=cursor_at(last.created_ms, last.id) if last else "")
+            rows, next_cursor = page(
+                connection, statement, jobs.c.created_ms, jobs.c.id, limit=limit, cursor=cursor
+            )
+            return TrainJobPage(items=jobs_from(connection, rows), next_cursor=next_cursor)
 
     def cancel(self, job_id: str) -> TrainJob:
         """End it: at once where it waits, at its next step where it runs. One that has ended stays as it is.
@@ -149,14 +146,9 @@ class JobTable:
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 500) -> builtins.list[JobEvent]:
         """Events with a higher number than `after`, in order. Empty also for a job that is not there."""
-        statement = (
-            select(events)
-            .where(events.c.job_id == job_id, events.c.id > after)
-            .order_by(events.c.id)
-            .limit(min(max(limit, 1), MAX_LIMIT))
-        )
         with self._database.read() as connection:
-            return [event_from(row) for row in connection.execute(statement)]
+            rows = events_after(connection, JobChange.teller, job_id, after=after, limit=limit)
+        return [event_from(row) for row in rows]
 
     def open(self, job_id: str, name: str) -> tuple[TrainArtifact, BinaryIO]:
         """One of the job's files; closing it is the caller's.
@@ -321,7 +313,7 @@ class JobTable:
         return GcReport(removed, size_bytes, temp_files)
 
     def _changing(self, job_id: str) -> AbstractContextManager[JobChange]:
-        return changing(self._database, job_id, self._now_ms())
+        return JobChange.of(self._database, job_id, self._now_ms())
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

@@ -68,6 +68,11 @@ EQUAL: Final[Mapping[CompareMetric, float]] = MappingProxyType(
 """What each distance is between pictures that are the same: no value lies beyond it."""
 
 
+SCORES: Final = frozenset({"prompt_adherence", "clip_score", "pocket_accuracy", "pocket_quality"})
+"""What somebody has to be asked for who knows more than pixels."""
+OF_PIXELS: Final = tuple(metric for metric in METRICS if metric not in SCORES)
+
+
 def described(
     metrics: Sequence[CompareMetric], decides: CompareMetric | None, better: Direction | None
 ) -> list[MetricInfo]:

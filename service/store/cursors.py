@@ -3,10 +3,14 @@
 import base64
 import binascii
 import json
+from collections.abc import Sequence
+from typing import Any, Final
 
-from sqlalchemy import Column, ColumnElement, and_, or_
+from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, or_
 
 from lora_registry.errors import InvalidCursor
+
+MAX_LIMIT: Final = 500
 
 
 def cursor_at(created_ms: int, key: str) -> str:
@@ -30,3 +34,29 @@ def before(cursor: str, created_ms: Column[int], key: Column[str]) -> ColumnElem
     """The rows of the page that the cursor leads to, of a list with the newest first. Raises InvalidCursor."""
     moment, last = read_cursor(cursor)
     return or_(created_ms < moment, and_(created_ms == moment, key < last))
+
+
+def page(
+    connection: Connection,
+    statement: Select[Any],
+    created_ms: Column[int],
+    key: Column[str],
+    *,
+    limit: int,
+    cursor: str,
+    most: int = MAX_LIMIT,
+) -> tuple[Sequence[Row[Any]], str]:
+    """The newest rows of a statement that the cursor leads to, and the cursor of the page after; "" after the last.
+    `limit` is the caller's wish, `most` ours.
+
+    Raises:
+        InvalidCursor
+    """
+    limit = min(max(limit, 1), most)
+    if cursor:
+        statement = statement.where(before(cursor, created_ms, key))
+    newest_first = statement.order_by(created_ms.desc(), key.desc()).limit(limit + 1)
+    rows = connection.execute(newest_first).all()
+    more = len(rows) > limit
+    last = rows[limit - 1]._mapping if more else {}
+    return rows[:limit], cursor_at(last[created_ms.name], last[key.name]) if more else ""

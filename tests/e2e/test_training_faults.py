@@ -31,7 +31,7 @@ from service.jobs.table import JobTable
 from service.settings import Settings
 from service.store import database, files
 from service.training.recipes import filled_in
-from training_jobs import RECIPE, SECONDS, Trap, Workshop, workshop
+from training_jobs import RECIPE, SECONDS, Trap, Workshop, a_workshop, workshop
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -200,21 +200,6 @@ def small_disk(tmp_path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@contextmanager
-def a_workshop(folder: Path) -> Iterator[Workshop]:
-    """Another one, in this folder, whose processes come from the fork server that is there already."""
-    connected, store = database.connect(database.location("", folder)), files.files("", folder)
-    dataset = Datasets(connected, store).add_pictures(hearts(6))
-    made = Workshop(folder, JobTable(connected, store), connected, dataset)
-    try:
-        yield made
-    finally:
-        for trainer in made.begun:
-            trainer.process.kill()
-            trainer.process.join()
-        connected.close()
 
 
 def are_whole(shop: Workshop, job_id: str) -> bool:

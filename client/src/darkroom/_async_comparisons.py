@@ -11,6 +11,7 @@ from darkroom._async_comparison_result import AsyncComparisonResult
 from darkroom._callers import AsyncCaller, AsyncListener
 from darkroom._errors import CompareFailed
 from darkroom._files import PictureFile
+from darkroom._paging import async_every
 from darkroom._progress_bar import CompareLine, OnEvent, shown
 from darkroom._transfers import Download, target
 from darkroom._transfers import Told as Moved
@@ -37,14 +38,10 @@ class AsyncComparisons:
 
     async def list(self, *, state: RunState | None = None) -> AsyncIterator[Comparison]:
         """All comparisons, or those in one state, as `Comparisons.list`."""
-        cursor = ""
-        while True:
-            page = await self._call(_compare_calls.page(state=state, cursor=cursor))
-            for run in page.items:
-                yield run
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        async for run in async_every(
+            lambda cursor: self._call(_compare_calls.page(state=state, cursor=cursor))
+        ):
+            yield run
 
     async def cancel(self, run: Comparison | str) -> Comparison:
         """Have a comparison end, as `Comparisons.cancel`."""

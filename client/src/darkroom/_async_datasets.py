@@ -10,6 +10,7 @@ from darkroom._callers import AsyncCaller
 from darkroom._dataset_calls import Invalid, SynthesisOptions
 from darkroom._files import PictureFile
 from darkroom._packing import Pictures, archive_of
+from darkroom._paging import async_every
 from darkroom._transfers import Told, Upload
 from darkroom.types import Dataset, DatasetSummary
 from darkroom.types.datasets import SynthesisRecipe
@@ -48,14 +49,8 @@ class AsyncDatasetLibrary:
 
     async def list(self) -> AsyncIterator[DatasetSummary]:
         """All datasets, the newest first, page by page as you go."""
-        cursor = ""
-        while True:
-            page = await self._call(_dataset_calls.page(cursor))
-            for dataset in page.items:
-                yield dataset
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        async for dataset in async_every(lambda cursor: self._call(_dataset_calls.page(cursor))):
+            yield dataset
 
     async def picture(self, dataset: Dataset | DatasetSummary | str, place: int) -> PictureFile:
         """One picture as it is kept, by its place among `.pictures`, from 0. Raises: `NotFound`."""

@@ -8,6 +8,7 @@ from typing import Unpack
 
 from darkroom import _lora_calls
 from darkroom._callers import AsyncCaller
+from darkroom._paging import async_every
 from darkroom._transfers import Download, File, Told, Upload, opened
 from darkroom.types import (
     BlendSource,
@@ -62,16 +63,12 @@ class AsyncLoraRegistry:
         self, *, name: str = "", trigger: str = "", tag: str = "", hash: str = ""
     ) -> AsyncIterator[Lora]:
         """All LoRAs by name, or those that are searched for, as `LoraRegistry.list`."""
-        cursor = ""
-        while True:
-            page = await self._call(
+        async for lora in async_every(
+            lambda cursor: self._call(
                 _lora_calls.page(name=name, trigger=trigger, tag=tag, hash=hash, cursor=cursor)
             )
-            for lora in page.items:
-                yield lora
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        ):
+            yield lora
 
     async def get(self, name: str) -> Lora:
         """A LoRA with its highest version and its aliases. Raises: `NotFound`."""
@@ -79,14 +76,10 @@ class AsyncLoraRegistry:
 
     async def versions(self, name: str) -> AsyncIterator[LoraVersion]:
         """All versions of a LoRA, the highest first. Raises: `NotFound`."""
-        cursor = ""
-        while True:
-            page = await self._call(_lora_calls.versions(name, cursor=cursor))
-            for version in page.items:
-                yield version
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        async for version in async_every(
+            lambda cursor: self._call(_lora_calls.versions(name, cursor=cursor))
+        ):
+            yield version
 
     async def version(self, ref: str) -> LoraVersion:
         """The version that a ref means now. Raises: `NotFound`."""

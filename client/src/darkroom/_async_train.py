@@ -10,6 +10,7 @@ from typing import Unpack
 from darkroom import _train_calls
 from darkroom._callers import AsyncCaller, AsyncListener
 from darkroom._errors import TrainFailed
+from darkroom._paging import async_every
 from darkroom._progress_bar import OnEvent, TrainLine, shown
 from darkroom._train_calls import TrainOptions
 from darkroom._transfers import Download, target
@@ -103,14 +104,10 @@ class AsyncTrainJobs:
 
     async def list(self, *, state: JobState | None = None) -> AsyncIterator[TrainJob]:
         """All jobs, or those in one state, the newest first, page by page as you go."""
-        cursor = ""
-        while True:
-            page = await self._call(_train_calls.page(state=state, cursor=cursor))
-            for job in page.items:
-                yield job
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        async for job in async_every(
+            lambda cursor: self._call(_train_calls.page(state=state, cursor=cursor))
+        ):
+            yield job
 
     async def cancel(self, job: TrainJob | str) -> TrainJob:
         """Have a job end, within a step where it runs. One that has ended stays as it is. Raises: `NotFound`."""

@@ -11,6 +11,7 @@ from darkroom._callers import Caller, Listener
 from darkroom._comparison_result import ComparisonResult
 from darkroom._errors import CompareFailed
 from darkroom._files import PictureFile
+from darkroom._paging import every
 from darkroom._progress_bar import CompareLine, OnEvent, shown
 from darkroom._transfers import Download, target
 from darkroom._transfers import Told as Moved
@@ -49,13 +50,7 @@ class Comparisons:
 
     def list(self, *, state: RunState | None = None) -> Iterator[Comparison]:
         """All comparisons, or those in one state, the newest first, page by page as you go. Cells are left out."""
-        cursor = ""
-        while True:
-            page = self._call(_compare_calls.page(state=state, cursor=cursor))
-            yield from page.items
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        yield from every(lambda cursor: self._call(_compare_calls.page(state=state, cursor=cursor)))
 
     def cancel(self, run: Comparison | str) -> Comparison:
         """Have a comparison end. What is drawn is kept; one that has ended stays as it is. Raises: `NotFound`."""

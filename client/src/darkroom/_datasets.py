@@ -8,6 +8,7 @@ from darkroom._callers import Caller
 from darkroom._dataset_calls import Invalid, SynthesisOptions
 from darkroom._files import PictureFile
 from darkroom._packing import Pictures, archive_of
+from darkroom._paging import every
 from darkroom._transfers import Told, Upload
 from darkroom.types import Dataset, DatasetSummary
 from darkroom.types.datasets import SynthesisRecipe
@@ -66,13 +67,7 @@ class DatasetLibrary:
 
     def list(self) -> Iterator[DatasetSummary]:
         """All datasets, the newest first, page by page as you go."""
-        cursor = ""
-        while True:
-            page = self._call(_dataset_calls.page(cursor))
-            yield from page.items
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        yield from every(lambda cursor: self._call(_dataset_calls.page(cursor)))
 
     def picture(self, dataset: Dataset | DatasetSummary | str, place: int) -> PictureFile:
         """One picture as it is kept, by its place among `.pictures`, from 0. Raises: `NotFound`."""

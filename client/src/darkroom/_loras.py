@@ -7,6 +7,7 @@ from typing import Unpack
 
 from darkroom import _lora_calls
 from darkroom._callers import Caller
+from darkroom._paging import every
 from darkroom._transfers import Download, File, Told, Upload, opened
 from darkroom.types import (
     BlendSource,
@@ -80,13 +81,11 @@ class LoraRegistry:
         >>> [lora.name for lora in client.loras.list(trigger="ink")]
         ['ink-wash']
         """
-        cursor = ""
-        while True:
-            page = self._call(_lora_calls.page(name=name, trigger=trigger, tag=tag, hash=hash, cursor=cursor))
-            yield from page.items
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        yield from every(
+            lambda cursor: self._call(
+                _lora_calls.page(name=name, trigger=trigger, tag=tag, hash=hash, cursor=cursor)
+            )
+        )
 
     def get(self, name: str) -> Lora:
         """A LoRA with its highest version and its aliases. Raises: `NotFound`."""
@@ -94,13 +93,7 @@ class LoraRegistry:
 
     def versions(self, name: str) -> Iterator[LoraVersion]:
         """All versions of a LoRA, the highest first, page by page as you go. Raises: `NotFound`."""
-        cursor = ""
-        while True:
-            page = self._call(_lora_calls.versions(name, cursor=cursor))
-            yield from page.items
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        yield from every(lambda cursor: self._call(_lora_calls.versions(name, cursor=cursor)))
 
     def version(self, ref: str) -> LoraVersion:
         """The version that a ref means now. Raises: `NotFound`."""

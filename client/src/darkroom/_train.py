@@ -10,6 +10,7 @@ from typing import Unpack
 from darkroom import _train_calls
 from darkroom._callers import Caller, Listener
 from darkroom._errors import TrainFailed
+from darkroom._paging import every
 from darkroom._progress_bar import OnEvent, TrainLine, shown
 from darkroom._train_calls import TrainOptions
 from darkroom._transfers import Download, target
@@ -123,13 +124,7 @@ class TrainJobs:
 
     def list(self, *, state: JobState | None = None) -> Iterator[TrainJob]:
         """All jobs, or those in one state, the newest first, page by page as you go."""
-        cursor = ""
-        while True:
-            page = self._call(_train_calls.page(state=state, cursor=cursor))
-            yield from page.items
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        yield from every(lambda cursor: self._call(_train_calls.page(state=state, cursor=cursor)))
 
     def cancel(self, job: TrainJob | str) -> TrainJob:
         """Have a job end, within a step where it runs. One that has ended stays as it is. Raises: `NotFound`."""

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import threading
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
+from chromium import CHROMIUM
 from darkroom._sse import Parser
 from darkroom.types import (
     CompareCell,
@@ -53,7 +53,6 @@ PLAN = ComparePlan(
     metrics=["sharpness"],
     fits=True,
 )
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DOT = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
     "rkJggg=="

@@ -2,7 +2,6 @@
 
 import base64
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,22 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from chromium import CHROMIUM, QUIET
 from darkroom.types import Output
 from service.images import encode
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--virtual-time-budget=20000",
-    "--dump-dom",
-]
 # All of it inside the load event, which comes after the images and before the dump; promises may come later.
 PAGE = """<!doctype html><meta charset="utf-8"><title>pixels</title><body>IMAGES<script>
 addEventListener('load', () => {

@@ -5,31 +5,17 @@ import hashlib
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chromium import CHROMIUM, QUIET
 from comparisons import a_comparison, pictures_for
 from darkroom.types import Comparison
 from service.reports import difference_map, html_report, thumbnail
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--enable-logging=stderr",
-    "--virtual-time-budget=20000",
-    "--dump-dom",
-]
 HOSTILE = (
     "</script><script>document.title = 'pwned'</script>",
     '"><img src=https://tracker.example/x.png onerror="document.title = \'pwned\'">',
@@ -116,6 +102,7 @@ def told_by_chromium(folder: Path, page: str, body: str, *switches: str) -> tupl
     command = [
         str(CHROMIUM),
         *QUIET,
+        "--enable-logging=stderr",
         *switches,
         f"--user-data-dir={folder / 'profile'}",
         file.as_uri(),
