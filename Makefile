@@ -5,6 +5,7 @@ HOST ?= 127.0.0.1
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EIGHT_BIT := build/bitsandbytes
 export BENTOML_DO_NOT_TRACK = true
 # Threads that wait spinning make torch crawl on a machine that does anything else.
 export OMP_WAIT_POLICY ?= passive
@@ -43,8 +44,13 @@ serve: $(READY)  ## the service on http://$(HOST):$(PORT)
 test: $(READY) system
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)  ## trainings to their end, and what else takes minutes
+test-slow: $(READY) $(EIGHT_BIT)  ## trainings to their end, and what else takes minutes
 	$(BIN)/python -m pytest -m slow
+	PYTHONPATH=$(EIGHT_BIT) $(BIN)/python -m pytest tests/unit/training/test_loop.py -k adamw8bit
+
+# Not in the environment itself: where it is, peft imports it into every process, which costs each a second.
+$(EIGHT_BIT):
+	$(BIN)/pip install -q --no-deps --target $@ $$(grep '^bitsandbytes' deploy/requirements.txt)
 
 check: $(READY)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

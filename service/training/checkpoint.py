@@ -1,11 +1,13 @@
 """Everything that a training needs to go on, in one safetensors file; no pickle.
 
 Tensors: `learned.NAME`, `ema.NAME`, `optimizer.INDEX.KEY`, `losses`. Numbers of the optimiser that are no tensors are
-JSON in the metadata, where a float comes back as the float that it was.
+JSON in the metadata, where a float comes back as the float that it was. Where an optimiser keeps a mapping under a key,
+as 8-bit AdamW does, the keys are joined by slashes.
 """
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +49,10 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
     tensors["losses"] = torch.tensor(checkpoint.losses, dtype=torch.float64)
     numbers: dict[str, dict[str, Any]] = {}
     for index, state in checkpoint.optimizer["state"].items():
-        for key, value in state.items():
+        for key, value in _leaves(state):
             if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
+                # A copy of its own: parameters may share a table, which safetensors refuses.
+                tensors[f"optimizer.{index}.{key}"] = value.clone()
             else:
                 numbers.setdefault(str(index), {})[key] = value
     metadata = {
@@ -70,13 +73,14 @@ def from_bytes(data: bytes) -> Checkpoint:
         metadata = _metadata(data)
         if metadata.get("format") != FORMAT:
             raise ValueError("the file is no checkpoint of this program")
-        state: dict[int, dict[str, Any]] = {
-            int(index): dict(numbers) for index, numbers in json.loads(metadata["numbers"]).items()
-        }
+        state: dict[int, dict[str, Any]] = {}
+        for index, numbers in json.loads(metadata["numbers"]).items():
+            for key, number in numbers.items():
+                _put(state.setdefault(int(index), {}), key, number)
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
-                state.setdefault(int(index), {})[key] = value
+                _put(state.setdefault(int(index), {}), key, value)
         return Checkpoint(
             step=int(metadata["step"]),
             learned=_under("learned.", tensors),
@@ -88,6 +92,22 @@ def from_bytes(data: bytes) -> Checkpoint:
         )
     except (KeyError, json.JSONDecodeError, SafetensorError) as exc:
         raise ValueError("the checkpoint is damaged") from exc
+
+
+def _leaves(state: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """What an optimiser keeps of a parameter, with the keys that lead to it."""
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}/")
+        else:
+            yield f"{above}{key}", value
+
+
+def _put(state: dict[str, Any], path: str, value: object) -> None:
+    *above, key = path.split("/")
+    for name in above:
+        state = state.setdefault(name, {})
+    state[key] = value
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

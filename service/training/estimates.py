@@ -4,10 +4,12 @@ The figures for activations were fitted to what is published for SDXL's UNet at 
 checkpointing, 2 GiB with it, in half precision), and grow with pixels and batch.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from darkroom.types import TrainEstimate, TrainRequest
-from service.training.recipes import TrainedModel, targeted_layers
+from darkroom.types.train import TrainOptimizer
+from service.training.recipes import TrainedModel, is_installed, targeted_layers
 
 SDXL_UNET_PARAMETERS: Final = 2_567_000_000
 ACTIVATION_BYTES: Final = 9 << 30
@@ -15,6 +17,9 @@ CHECKPOINTED_BYTES: Final = 2 << 30
 REFERENCE_PIXELS: Final = 1024 * 1024
 OVERHEAD_BYTES: Final = 1 << 30
 """The CUDA context, workspaces, and what the allocator holds without using it."""
+
+OPTIMIZER_BYTES: Final[Mapping[TrainOptimizer, int]] = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
+"""Of each learnt number: two moments; Prodigy keeps where it began and a weighted sum of gradients as well."""
 
 
 def estimate(request: TrainRequest, model: TrainedModel, *, picture_count: int) -> TrainEstimate:
@@ -38,8 +43,8 @@ def peak_bytes(request: TrainRequest, model: TrainedModel) -> int:
     recipe = request.recipe
     item = 4 if recipe.mixed_precision == "no" else 2
     learnt = trained_parameters(request, model)
-    # fp32: the number, its gradient, and the optimiser's moments of 4 or 1 bytes.
-    moments = 2 * (1 if recipe.optimizer == "adamw8bit" else 4)
+    # fp32: the number, its gradient, and what the optimiser keeps of each.
+    kept = OPTIMIZER_BYTES[recipe.optimizer]
     resolution = recipe.resolution or model.edge
     scale = (
         model.unet_parameters
@@ -50,7 +55,7 @@ def peak_bytes(request: TrainRequest, model: TrainedModel) -> int:
     activations = (CHECKPOINTED_BYTES if recipe.gradient_checkpointing else ACTIVATION_BYTES) * item / 2
     overhead = 0 if model.small else OVERHEAD_BYTES
     frozen = model.unet_parameters + model.beside_parameters
-    return int(frozen * item + learnt * (8 + moments) + activations * scale + overhead)
+    return int(frozen * item + learnt * (8 + kept) + activations * scale + overhead)
 
 
 def trained_parameters(request: TrainRequest, model: TrainedModel) -> int:
@@ -71,7 +76,7 @@ def _advice(request: TrainRequest) -> list[str]:
         advice.append("set `train_batch_size` to 1 and make up for it by `gradient_accumulation_steps`")
     if recipe.mixed_precision == "no":
         advice.append("set `mixed_precision` to bf16")
-    if recipe.optimizer == "adamw":
+    if recipe.optimizer == "adamw" and is_installed("adamw8bit"):
         advice.append("take the optimizer `adamw8bit`")
     if (recipe.rank or 0) > 16:
         advice.append("take a smaller `rank`")

@@ -31,7 +31,7 @@ def optimizer_for(recipe: TrainRecipe, learned: Learned) -> torch.optim.Optimize
         from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
 
         return AdamW8bit(groups)
-    from prodigyopt import Prodigy  # type: ignore[import-not-found]
+    from prodigyopt import Prodigy  # type: ignore[import-untyped]
 
     return Prodigy(groups, safeguard_warmup=True, use_bias_correction=True)
 

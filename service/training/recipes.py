@@ -7,11 +7,11 @@ on (rate 1e-4, rank 4 to 32, batch 1 with accumulation); of a small model, sweep
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Final, Literal
 
-from darkroom.types import TrainKind, TrainRequest
+from darkroom.types import TrainKind, TrainRecipe, TrainRequest
 from darkroom.types.train import LrScheduler, TrainOptimizer
 from service.engine.loras.words import is_said
 from service.errors import InvalidOption
@@ -83,6 +83,9 @@ def filled_in(request: TrainRequest, model: TrainedModel) -> TrainRequest:
     """
     recipe = request.recipe
     defaults = (_SMALL if model.small else _SDXL)[request.kind]
+    if recipe.optimizer == "prodigy":
+        factor = _prodigy_factor(recipe)
+        defaults = replace(defaults, learning_rate=factor, embedding_learning_rate=factor)
     _check(request, model)
     steps = recipe.max_train_steps or defaults.max_train_steps
     rank = recipe.rank or defaults.rank
@@ -147,12 +150,17 @@ def targeted_layers(targets: str | Sequence[str], layers: Collection[str]) -> tu
 
 def check_installed(optimizer: TrainOptimizer) -> None:
     """Raises InvalidOption where it needs a package that is not here."""
-    package = OPTIMIZER_PACKAGES.get(optimizer)
-    if package is not None and find_spec(package) is None:
+    if not is_installed(optimizer):
         raise InvalidOption(
-            f"the optimizer '{optimizer}' needs the package '{package}', which is not installed here; say `adamw`",
+            f"the optimizer '{optimizer}' needs the package '{OPTIMIZER_PACKAGES[optimizer]}', which is not installed "
+            "here; say `adamw`",
             pointer="/recipe/optimizer",
         )
+
+
+def is_installed(optimizer: TrainOptimizer) -> bool:
+    package = OPTIMIZER_PACKAGES.get(optimizer)
+    return package is None or find_spec(package) is not None
 
 
 def _ends(layer: str, end: str) -> bool:
@@ -165,10 +173,30 @@ def _instance_prompt(request: TrainRequest) -> str | None:
     return f"a photo of {request.token}" if request.token else None
 
 
+def _prodigy_factor(recipe: TrainRecipe) -> float:
+    """Prodigy finds the rate by itself; what a recipe calls so is a factor on it, one for all that is learnt.
+
+    Raises:
+        InvalidOption: the recipe names two.
+    """
+    named = {
+        name: rate
+        for name in ("learning_rate", "text_encoder_learning_rate", "embedding_learning_rate")
+        if (rate := getattr(recipe, name)) is not None
+    }
+    first = next(iter(named.values()), 1.0)
+    for name, rate in named.items():
+        if rate != first:
+            raise InvalidOption(
+                f"`prodigy` finds one rate for all that is learnt, and these are factors on it: {rate:g} cannot stand "
+                f"beside {first:g}. Leave them out, or say the same",
+                pointer=f"/recipe/{name}",
+            )
+    return first
+
+
 def _check(request: TrainRequest, model: TrainedModel) -> None:
     recipe = request.recipe
-    if recipe.optimizer == "adamw8bit" and model.device != "cuda":
-        raise InvalidOption("8-bit AdamW needs CUDA; say `adamw`", pointer="/recipe/optimizer")
     check_installed(recipe.optimizer)
     if recipe.mixed_precision == "fp16" and model.device != "cuda":
         raise InvalidOption(

@@ -208,7 +208,10 @@ def test_a_job_that_waits_is_cancelled_at_once_and_may_be_taken_up_again(site, t
     [
         ({"recipe": {"targets": ["to_z"]}}, "/recipe/targets/0"),
         ({"recipe": {"rank": 512}}, "/recipe/rank"),
-        ({"recipe": {"optimizer": "adamw8bit"}}, "/recipe/optimizer"),
+        (
+            {"recipe": {"optimizer": "prodigy", "learning_rate": 1, "text_encoder_learning_rate": 0.1}},
+            "/recipe/text_encoder_learning_rate",
+        ),
         ({"dataset": MUTE}, "/instance_prompt"),
         ({"dataset": EMPTY}, "/dataset"),
         ({"kind": "embedding", "token": "<cat>"}, "/token"),

@@ -110,12 +110,12 @@ def test_bento_holds_the_embedded_model_byte_by_byte(bento: Path) -> None:
     assert all((packed / f).read_bytes() == (weights / f).read_bytes() for f in files_under(weights))
 
 
-def test_bento_installs_our_lock_and_the_clients_wheel(bento: Path) -> None:
+def test_bento_installs_our_lock_8_bit_adamw_and_the_clients_wheel(bento: Path) -> None:
     python = bento / "env" / "python"
     locked = re.findall(r"^[\w.-]+==\S+", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     required = re.findall(r"^[\w.-]+==\S+", (python / "requirements.txt").read_text(), re.MULTILINE)
     assert locked
-    assert set(required) == set(locked)
+    assert set(required) == {*locked, "bitsandbytes==0.50.2"}
     assert not (python / "requirements.lock.txt").exists()
     (wheel,) = (python / "wheels").iterdir()
     assert "darkroom/types/generate.py" in zipfile.ZipFile(wheel).namelist()
@@ -138,7 +138,7 @@ def test_registry_has_its_command_line_where_the_deployments_readme_says(bento: 
     assert listed == "no LoRA\n"
 
 
-def test_served_bento_draws_and_compares_with_a_published_lora_and_stops_when_told(served: Served) -> None:
+def test_served_bento_draws_compares_and_trains_and_stops_when_told(served: Served) -> None:
     wait_until_ready(served)
     order = {"prompt": "a red circle on a blue background", "num_inference_steps": 4}
     answer = httpx.post(f"{served.url}/v1/generate", json=order, timeout=60)
@@ -173,6 +173,17 @@ def test_served_bento_draws_and_compares_with_a_published_lora_and_stops_when_to
         assert sum(event.type == "cell" for event in heard) == 4
         assert found["ink", order["prompts"][0], 1].receipt.loras[0].ref == "ink@1"
         assert found.sheet().data.startswith(b"\x89PNG")
+
+    with Darkroom(served.url) as client:
+        job = client.train.negative(
+            "wrong",
+            synthesis={"prompts": ["deformed"], "guidance_scales": [5], "images_per_prompt": 2},
+            recipe={"max_train_steps": 2, "train_batch_size": 1},
+            evaluate=False,
+        )
+        done = client.train.wait(job.id, progress=False, timeout_seconds=180)
+        assert done.state == "succeeded", f"{done.problem}\n{tail(served)}"
+        assert client.loras.get("wrong").latest.digest == done.digest
 
     assert served.stop() == 0, tail(served)
     with pytest.raises(httpx.ConnectError):

@@ -71,7 +71,7 @@ def learned(data, tmp_path_factory) -> Learned:
         job = client.train.subject("hearts", hearts, instance_prompt="a heart", recipe=short, alias="prod")
         heard = heard_until_dropped(served, job, 5)
         heard += client.train.events(job, after=heard[-1].id)
-        job = client.train.wait(job, progress=False, timeout=SECONDS)
+        job = client.train.wait(job, progress=False, timeout_seconds=SECONDS)
         drawn = [
             pixels(client.generate(PROMPT, seed=7, num_inference_steps=8, loras=refs).image.data)
             for refs in (["hearts:prod"], [])
@@ -104,7 +104,7 @@ def resumed(data, learned, tmp_path_factory) -> Iterator[tuple[Darkroom, TrainJo
         wait_until_ready(served)
         with Darkroom(served.url, timeout=SECONDS) as client:
             first = client.train.get(learned.interrupted)
-            yield client, first, client.train.wait(first, progress=False, timeout=SECONDS)
+            yield client, first, client.train.wait(first, progress=False, timeout_seconds=SECONDS)
 
 
 def test_a_folder_of_pictures_becomes_a_published_lora_that_changes_pictures(learned):

@@ -128,11 +128,15 @@ class AsyncTrainJobs:
                     yield told
 
     async def wait(
-        self, job: TrainJob | str, *, progress: bool | OnEvent[JobEvent] = True, timeout: float | None = None
+        self,
+        job: TrainJob | str,
+        *,
+        progress: bool | OnEvent[JobEvent] = True,
+        timeout_seconds: float | None = None,
     ) -> TrainJob:
         """A job once it has succeeded, as `TrainJobs.wait`; a function that hears of it is not awaited."""
         found = await self.get(job)
-        events = self._listen(_train_calls.followed(job), 0, timeout)
+        events = self._listen(_train_calls.followed(job), 0, timeout_seconds)
         with shown(progress, TrainLine(found)) as hear:
             async with aclosing(events) as listening:
                 async for told in listening:

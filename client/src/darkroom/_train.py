@@ -153,18 +153,22 @@ class TrainJobs:
                     yield told
 
     def wait(
-        self, job: TrainJob | str, *, progress: bool | OnEvent[JobEvent] = True, timeout: float | None = None
+        self,
+        job: TrainJob | str,
+        *,
+        progress: bool | OnEvent[JobEvent] = True,
+        timeout_seconds: float | None = None,
     ) -> TrainJob:
         """A job once it has succeeded; `.lora` is what was published.
 
         Meanwhile a line on a terminal shows how far it is; `progress=False` leaves it out, and a function is called
-        with every event. `timeout` is in seconds.
+        with every event.
 
         Raises: `TrainFailed` where it fails or is cancelled, `Timeout` when the time is up (the job goes on),
         `NotFound`.
         """
         found = self.get(job)
-        events = self._listen(_train_calls.followed(job), 0, timeout)
+        events = self._listen(_train_calls.followed(job), 0, timeout_seconds)
         with shown(progress, TrainLine(found)) as hear, closing(events) as listening:
             for told in listening:
                 if isinstance(told, JobEvent):

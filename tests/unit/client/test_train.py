@@ -8,6 +8,7 @@ import sys
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from darkroom import (
     AsyncDarkroom,
@@ -178,6 +179,17 @@ def test_a_recipe_is_a_class_or_a_dict_and_a_wrong_one_is_refused_before_it_is_s
     assert len(fake.requests) == before
 
 
+def test_a_newer_service_may_repeat_a_request_with_fields_that_are_not_known_here(fake):
+    job = fake.client().train.negative("wrong")
+    body = job.model_dump(mode="json")
+    body["newest"] = body["request"]["newer"] = body["request"]["recipe"]["new"] = 1
+    newer = httpx.MockTransport(lambda request: httpx.Response(200, json=body))
+    with Darkroom(http_client=httpx.Client(transport=newer, base_url="http://newer")) as client:
+        assert client.train.get(job) == job
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        TrainRequest.model_validate(body["request"])
+
+
 def test_a_job_whose_answer_was_lost_is_begun_once(fake):
     keys = []
 
@@ -269,7 +281,7 @@ def test_waiting_ends_when_its_time_is_up_and_the_job_goes_on():
     client = flaky.timed(Darkroom("http://test", http_client=http))
     client._sleep = flaky.sleeps.append
     with pytest.raises(Timeout, match="did not end within 30 s"):
-        client.train.wait(flaky.job, timeout=30)
+        client.train.wait(flaky.job, timeout_seconds=30)
     assert sum(flaky.sleeps) == pytest.approx(30)
 
 

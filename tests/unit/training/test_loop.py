@@ -1,6 +1,7 @@
 """The loop learns, stops, goes on to the same weights, and leaves the models as they were."""
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from service.training.optimizers import rate_factor
 from service.training.recipes import filled_in
 from tests.trainings import POCKET, a_request, a_training, fresh_models, noise_examples
 
+needs_bitsandbytes = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed here; `make test-slow` brings it"
+)
 EXAMPLES = noise_examples((64, 64), (64, 64), (96, 48), (64, 64))
 
 
@@ -39,6 +43,14 @@ def weights_of(training, learned) -> bytes:
         ("embedding", {"num_vectors": 3, "initializer": "star"}),
         ("pivotal", {"gradient_accumulation_steps": 2, "snr_gamma": 5.0, "noise_offset": 0.03}),
         ("subject", {"gradient_checkpointing": True, "caption_dropout": 0.5, "random_flip": True}),
+        ("pivotal", {"optimizer": "prodigy", "learning_rate": 1.0, "lr_warmup_steps": 2}),
+        # Of a rank whose factors are large enough to be kept in eight bits.
+        pytest.param(
+            "subject",
+            {"optimizer": "adamw8bit", "rank": 48, "targets": "all-linear"},
+            marks=needs_bitsandbytes,
+            id="adamw8bit",
+        ),
     ],
 )
 def test_a_training_that_was_interrupted_ends_in_the_very_same_file(loaded, kind, recipe):
@@ -71,6 +83,21 @@ def test_the_loss_falls_on_a_picture_that_is_shown_again_and_again(loaded):
     losses = [done.loss for done in training.run()]
     learned.remove()
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+
+
+@needs_bitsandbytes
+def test_adamw8bit_goes_nearly_the_way_of_adamw(loaded):
+    learnt = {}
+    for optimizer in ("adamw", "adamw8bit"):
+        recipe = {"optimizer": optimizer, "rank": 48, "max_train_steps": 20}
+        training, learned = a_training(loaded, a_request(recipe=recipe), EXAMPLES)
+        first = torch.cat([value.flatten() for value in learned.first_values.values()])
+        for _ in training.run():
+            pass
+        learnt[optimizer] = torch.cat([value.flatten() for value in learned.values().values()]) - first
+        learned.remove()
+    alike = torch.cosine_similarity(learnt["adamw"], learnt["adamw8bit"], dim=0)
+    assert 0.98 < float(alike) < 1.0
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_is_not_learnt_from(loaded):

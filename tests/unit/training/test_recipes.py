@@ -1,10 +1,13 @@
 """What a recipe becomes for a kind of job and a model, and what it may not say."""
 
+from dataclasses import replace
+
 import pytest
 from pydantic import ValidationError
 
 from darkroom.types import TrainRequest
 from service.errors import InvalidOption
+from service.training import recipes
 from service.training.estimates import estimate
 from service.training.recipes import filled_in, targeted_layers
 from tests.trainings import NO_DATASET, POCKET, SDXL, a_request
@@ -50,8 +53,6 @@ def test_a_class_prompt_means_prior_preservation():
     [
         ({"targets": ("to_kk",)}, "/recipe/targets/0", "did you mean"),
         ({"rank": 512}, "/recipe/rank", "more than any of the trained layers"),
-        ({"optimizer": "adamw8bit"}, "/recipe/optimizer", "needs CUDA"),
-        ({"optimizer": "prodigy"}, "/recipe/optimizer", "'prodigyopt', which is not installed here"),
         ({"mixed_precision": "fp16"}, "/recipe/mixed_precision", "not trained on a CPU"),
         ({"resolution": 65}, "/recipe/resolution", "no multiple of 16"),
     ],
@@ -60,6 +61,62 @@ def test_what_cannot_be_is_refused_with_a_pointer(recipe, pointer, says):
     with pytest.raises(InvalidOption, match=says) as refused:
         filled_in(a_request(recipe=recipe), POCKET)
     assert refused.value.pointer == pointer
+
+
+@pytest.mark.parametrize(("optimizer", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
+def test_an_optimizer_whose_package_is_not_there_is_refused(monkeypatch, optimizer, package):
+    monkeypatch.setattr(recipes, "find_spec", lambda name: None)
+    with pytest.raises(InvalidOption, match=f"'{package}', which is not installed here") as refused:
+        filled_in(a_request(recipe={"optimizer": optimizer}), POCKET)
+    assert refused.value.pointer == "/recipe/optimizer"
+
+
+def test_prodigy_finds_the_rate_so_that_the_recipes_is_a_factor_of_one():
+    request = TrainRequest.model_validate(
+        {
+            "kind": "pivotal",
+            "name": "x",
+            "dataset": NO_DATASET,
+            "token": "zorp",
+            "recipe": {"optimizer": "prodigy"},
+        }
+    )
+    recipe = filled_in(request, SDXL).recipe
+    assert (recipe.learning_rate, recipe.embedding_learning_rate) == (1.0, 1.0)
+    assert filled_in(filled_in(request, SDXL), SDXL).recipe == recipe
+
+
+def test_prodigy_takes_one_factor_for_all_that_is_learnt():
+    half = {"optimizer": "prodigy", "learning_rate": 0.5}
+    assert filled_in(a_request("pivotal", recipe=half), POCKET).recipe.embedding_learning_rate == 0.5
+    with pytest.raises(InvalidOption, match=r"1 cannot stand beside 0\.5") as refused:
+        filled_in(a_request("pivotal", recipe={**half, "embedding_learning_rate": 1.0}), POCKET)
+    assert refused.value.pointer == "/recipe/embedding_learning_rate"
+
+
+def test_an_optimizer_that_cannot_be_had_is_not_advised(monkeypatch):
+    small_card = replace(SDXL, memory_bytes=4 << 30)
+    advised = {}
+    for there in (True, False):
+        monkeypatch.setattr(recipes, "find_spec", lambda name, there=there: there or None)
+        advised[there] = estimate(filled_in(a_request(), small_card), small_card, picture_count=1).advice
+    assert set(advised[True]) - set(advised[False]) == {"take the optimizer `adamw8bit`"}
+
+
+@pytest.mark.parametrize(("optimizer", "bytes_kept"), [("adamw8bit", 2), ("adamw", 8), ("prodigy", 16)])
+def test_the_estimate_counts_what_the_optimizer_keeps(monkeypatch, optimizer, bytes_kept):
+    monkeypatch.setattr(recipes, "find_spec", lambda name: True)
+    rank = {"rank": 64, "learning_rate": 1.0}
+    learnt = sum(
+        64 * sum(SDXL.linear_layers[name]) for name in targeted_layers("attention", SDXL.linear_layers)
+    )
+    needed = {
+        name: estimate(
+            filled_in(a_request(recipe={**rank, "optimizer": name}), SDXL), SDXL, picture_count=1
+        ).memory_bytes
+        for name in (optimizer, "adamw")
+    }
+    assert needed[optimizer] - needed["adamw"] == learnt * (bytes_kept - 8)
 
 
 def test_a_token_that_the_instance_prompt_does_not_say_is_refused():

@@ -1,5 +1,7 @@
 """What every request and every response has in common."""
 
+from typing import Any, Self
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -13,3 +15,9 @@ class Response(BaseModel):
     """A body that the service sends: frozen, and unknown fields of a newer service are skipped."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """The body that `json_data` is. Unknown fields are skipped in the requests that it repeats, too, although a
+        service that is sent them refuses them."""
+        return super().model_validate_json(json_data, **{"extra": "ignore", **options})

@@ -47,7 +47,7 @@ class TrainRecipe(Request):
     embedding_learning_rate: Rate | None = None
     """Of the new token's vectors, where the kind has one."""
     optimizer: TrainOptimizer = "adamw"
-    """`adamw8bit` needs bitsandbytes and CUDA, `prodigy` needs prodigyopt (its rate is then a factor, usually 1)."""
+    """`adamw8bit` needs the package bitsandbytes. `prodigy` finds its rate; those named are one factor on it (1)."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-4
     lr_scheduler: LrScheduler | None = None
     """How the rate goes after the warm-up. Default: constant, and cosine for a small model."""
