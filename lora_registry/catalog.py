@@ -45,10 +45,11 @@ class Catalog:
     def __init__(self, database: Database, now_ms: Callable[[], int]) -> None:
         self._database, self._now_ms = database, now_ms
 
-    def record(self, wanted: Publication, ensure_blob: Callable[[], None]) -> LoraVersion:
+    def record(self, wanted: Publication, before_commit: Callable[[], None]) -> LoraVersion:
         """The new version, or the one that has these bytes already (`existing`); its aliases moved with it.
 
-        `ensure_blob` is called once no collection can take the blob away any more, and must leave it in the store.
+        `before_commit` is called once no collection can take the blob away any more, and must leave it in the store.
+        What it raises undoes everything.
 
         Raises:
             VersionExists: the number is taken by other bytes, or the bytes by another number.
@@ -71,7 +72,7 @@ class Catalog:
                 self._follow_latest(connection, lora_id, now)
             for alias in wanted.aliases:
                 self._point_alias(connection, lora_id, alias, version_id, now)
-            ensure_blob()
+            before_commit()
         return version
 
     def delete_version(self, name: str, number: int) -> None:

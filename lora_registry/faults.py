@@ -2,7 +2,8 @@
 
 They do nothing unless LORA_REGISTRY_FAULTS is set when the process starts (or `load` is called): it holds
 `STEP=ACTION`, where STEP is a point's name (`publish.after_blob`) or `#N` for the Nth point that is passed, and
-ACTION is `error` (an OSError), `full` (an OSError for a full disk) or `kill` (SIGKILL to the own process).
+ACTION is `error` (an OSError), `full` (an OSError for a full disk), `kill` (SIGKILL to the own process) or `stop`
+(SIGSTOP, until somebody lets it go on).
 A production start refuses to run while `armed()`.
 """
 
@@ -33,6 +34,9 @@ class Plan:
             return
         if self.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.action == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return
         code = errno.ENOSPC if self.action == "full" else errno.EIO
         raise InjectedFault(code, f"injected at {name}")
 

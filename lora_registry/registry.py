@@ -125,12 +125,15 @@ class Registry:
         tags: Iterable[str] = (),
         description: str = "",
         digest: str = "",
+        permit: Callable[[], None] = lambda: None,
     ) -> LoraVersion:
         """The version that these bytes are from now on; what it returns survives a crash.
 
         The same bytes again under the same name are the version that they were (`existing`). `number` asks for one
         version number, 0 for the next; `alias` is moved to the version in the same transaction; `digest` is what
-        the publisher believes to be sending. Trigger words and tags of the file are added to those given.
+        the publisher believes to be sending. Trigger words and tags of the file are added to those given. `permit` is
+        called last in the transaction, when nobody else can publish under the name: what it raises, this raises, and
+        nothing was published.
 
         Raises:
             InvalidName, InvalidRef, InvalidLabel: an argument cannot be.
@@ -168,7 +171,12 @@ class Registry:
                 description=description,
                 aliases=(alias,) if alias else (),
             )
-            return self._catalog.record(wanted, lambda: self._ensure_stored(incoming))
+
+            def before_commit() -> None:
+                self._ensure_stored(incoming)
+                permit()
+
+            return self._catalog.record(wanted, before_commit)
 
     def inspect(self, stream: Stream) -> Inspection:
         """What intake would say about a file; nothing is published.

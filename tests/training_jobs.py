@@ -142,10 +142,10 @@ class Workshop:
     dataset: Dataset
     begun: list[Trainer] = field(default_factory=list)
 
-    def new(self, name: str, **recipe: Any) -> str:
+    def new(self, name: str, *, alias: str | None = None, **recipe: Any) -> str:
         """The id of a new job, which is as any other but for its name and these options."""
         request = trainings.a_request(
-            name=name, dataset=self.dataset.id, evaluate=False, recipe=RECIPE | recipe
+            name=name, dataset=self.dataset.id, evaluate=False, alias=alias, recipe=RECIPE | recipe
         )
         full = filled_in(request, trainings.POCKET)
         return self.table.create(full, max_train_steps=full.recipe.max_train_steps or 0)[0].id

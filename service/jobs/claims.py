@@ -63,6 +63,13 @@ class Claim:
             wanted = select(jobs.c.cancel_requested).where(jobs.c.id == self.job.id)
             return bool(connection.execute(wanted).scalar())
 
+    def check(self) -> None:
+        """Raise LeaseLost where another process has the job by now. It does not wait for a database that is away."""
+        with self._database.read() as connection:
+            fence = connection.execute(select(jobs.c.fence).where(jobs.c.id == self.job.id)).scalar()
+        if fence != self.fence:
+            raise LeaseLost(self.job.id)
+
     def stage(self, stage: JobStage) -> None:
         self._write(lambda change: change.stage(stage))
 

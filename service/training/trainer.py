@@ -88,7 +88,10 @@ def _turn(settings: Settings, turnstile: Turnstile, stop: Stop) -> Callable[[], 
 
 
 def _publish(registry: Registry, claim: Claim, file: bytes, lineage: Lineage) -> tuple[str, str]:
-    """Through the one door. The same file under the same name is the version that it was, so a second try is none."""
+    """Through the one door. The same file under the same name is the version that it was, so a second try is none.
+
+    A process that stood still meanwhile must not even move an alias: whether it has the job is asked last of all.
+    """
     request = claim.job.request
     triggers = [request.token or request.instance_prompt or ""]
     described = f"{request.description}\n\n" if request.description else ""
@@ -99,5 +102,6 @@ def _publish(registry: Registry, claim: Claim, file: bytes, lineage: Lineage) ->
         triggers=[word for word in triggers if word],
         tags=(*request.tags, request.kind),
         description=f"{described}trained: {lineage_text(lineage)}"[:2000],
+        permit=claim.check,
     )
     return version.ref, version.digest

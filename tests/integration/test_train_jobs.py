@@ -1,5 +1,6 @@
 """Trainings whose processes are killed, stopped, told to leave and tripped up: the LoRA is the same, to the bit."""
 
+import io
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load
 
+from lora_files import lora_file
 from processes import until
 from service.jobs import worker
 from training_jobs import EVERY, SECONDS, STEPS, Trainer, Trap, Workshop, workshop
@@ -97,6 +99,26 @@ def test_a_process_that_stood_still_past_its_lease_changes_nothing_any_more(shop
     assert shop.events(job_id) == events
     assert shop.versions(job.name) == versions
     assert shop.published(job) == whole
+
+
+def test_a_process_that_stood_still_while_it_published_moves_no_alias(shop, whole):
+    job_id = shop.new(next(names), alias="good")
+    stale = shop.begin(
+        job_id, Trap("publishing", "publish.after_blob=stop"), lease_seconds=SHORT_LEASE_SECONDS
+    )
+    until(lambda: [job.id for job in shop.table.abandoned()] == [job_id], SECONDS, "the end of the lease")
+    job = shop.finish(job_id)
+    with shop.registry() as registry:
+        other = registry.publish(job.name, io.BytesIO(lora_file()))
+        registry.set_alias(job.name, "good", other.number)
+    events = shop.events(job_id)
+    os.kill(stale.pid, signal.SIGCONT)
+    assert stale.ended() == worker.LOST
+    assert shop.table.get(job_id) == job
+    assert shop.events(job_id) == events
+    with shop.registry() as registry:
+        assert registry.resolve(f"{job.name}:good").ref == other.ref
+        assert [version.ref for version in registry.versions(job.name).items] == [other.ref, job.lora]
 
 
 def test_a_job_that_is_cancelled_makes_no_further_step_and_a_retry_goes_on(shop, whole, tmp_path):

@@ -403,3 +403,15 @@ def test_what_one_replica_publishes_the_other_sees_at_once(opened, lora_file):
     one, other = opened(), opened()
     one.publish("ink-wash", [lora_file()], alias="prod")
     assert other.resolve("ink-wash:prod") == one.resolve("ink-wash:prod")
+
+
+def test_a_publication_that_is_not_permitted_in_the_end_leaves_nothing(registry, lora_file):
+    before = registry.publish("ink-wash", [lora_file(1)], alias="prod")
+
+    def refuse():
+        raise PermissionError("somebody else's by now")
+
+    with pytest.raises(PermissionError, match="somebody else"):
+        registry.publish("ink-wash", [lora_file(2)], alias="prod", permit=refuse)
+    assert registry.resolve("ink-wash:prod").digest == before.digest
+    assert registry.get("ink-wash").latest.digest == before.digest
