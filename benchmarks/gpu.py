@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks import full_size, gpu_loras, gpu_rows, gpu_training, record
+from benchmarks import full_size, gpu_lending, gpu_loras, gpu_rows, gpu_training, record
 from benchmarks.gpu_suite import Scale, Suite
 from benchmarks.quiet import quiet
 from benchmarks.report import table
@@ -56,6 +56,7 @@ SECTIONS: dict[str, Callable[[Suite], None]] = {
     "G7": gpu_rows.eight_large,
     "G8": gpu_rows.eight_small,
     "G9-G10": gpu_rows.first_images,
+    "lend": gpu_lending.out_and_back,
     "train": gpu_training.steps,
 }
 

@@ -3,11 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
 import structlog
+import torch
 
 from lora_registry.errors import StorageError
 from service.engine.engine import Engine
@@ -23,8 +24,9 @@ class Sharing:
     """`serving` is around every accepted request.
 
     `share`: a train job waits at its next step while there are any. `pause`: once a job asks, requests are refused
-    with DeviceLent, those that were accepted are finished, and the job has the device until it is done; what is
-    resident stays in its memory. `separate`: nothing. A data folder that cannot be used is logged, and serving goes on.
+    with DeviceLent, those that were accepted are finished, and the job has the device and its memory until it is done:
+    what was resident waits in the host's. `separate`: nothing. A data folder that cannot be used is logged, and serving
+    goes on.
     """
 
     def __init__(
@@ -101,16 +103,34 @@ class Sharing:
                 log.info("a train job asked for the device")
             if self._serving:
                 return
-            if turnstile.asked():
-                self._free_caches()
+        # From here on nobody is served until the device is back; moving memory takes seconds, and holds up nobody.
+        if turnstile.asked():
+            if self._moved_out():
                 turnstile.hand_over()
-            elif turnstile.take_back():
-                log.info("the device came back", lent_seconds=round(time.monotonic() - self._lent_since, 1))
+        elif turnstile.take_back() and self._moved_in():
+            log.info("the device came back", lent_seconds=round(time.monotonic() - self._lent_since, 1))
+            with self._lock:
                 self._lent_since = None
 
-    def _free_caches(self) -> None:
-        with suppress(DarkroomError):  # no engine yet, or none any more: nothing to free
-            self._engine().free_caches()
+    def _moved_out(self) -> bool:
+        """Whether a job may have the device. It may where nothing is resident, or nothing could be moved."""
+        try:
+            return self._engine().lend()
+        except DarkroomError:
+            return True  # no engine yet, or none any more
+        except (RuntimeError, MemoryError) as exc:
+            log.warning("what is resident stays on the device beside the train job", reason=str(exc))
+            return True
+
+    def _moved_in(self) -> bool:
+        try:
+            self._engine().take_back()
+        except DarkroomError:
+            return True
+        except torch.OutOfMemoryError:
+            log.warning("the device has no room for what was resident; tried again")
+            return False
+        return True
 
     def _main(self) -> None:
         while not self._closed.wait(self._look_seconds):

@@ -446,7 +446,9 @@ def build_training(
 
     def model() -> TrainedModel:
         device = models.pick_device(settings.training_device) if settings.training_device else None
-        return trained_model(engine().models, device)
+        at_home = device is None or device == engine().models.device
+        lent_bytes = engine().memory_bytes() if settings.gpu_sharing == "pause" and at_home else 0
+        return trained_model(engine().models, device, lent_bytes=lent_bytes)
 
     def launcher(table: JobTable) -> LocalLauncher:
         return LocalLauncher(

@@ -20,6 +20,7 @@ import torch
 from lora_registry.records import Component
 from service.engine.conditioning import Conditioner
 from service.engine.costs import Costs
+from service.engine.lending import Lent
 from service.engine.loop import StepLoop
 from service.engine.loras.arranged import Arranged
 from service.engine.loras.residency import NOBODY, DeviceResidency, Watch
@@ -30,7 +31,14 @@ from service.engine.orders import Failed, Listener, Order, Picture, Progress
 from service.engine.pictures import Decoder, defect
 from service.engine.trajectory import Trajectory
 from service.engine.work import Work
-from service.errors import Cancelled, DarkroomError, EngineStopped, OutOfDeviceMemory, UnusableImage
+from service.errors import (
+    Cancelled,
+    DarkroomError,
+    DeviceLent,
+    EngineStopped,
+    OutOfDeviceMemory,
+    UnusableImage,
+)
 
 log = structlog.get_logger()
 
@@ -95,6 +103,8 @@ class Engine:
         self._gate = threading.Lock()
         """Held while the inbox closes, so that no order slips in behind the last look into it."""
         self._closing = False
+        self._lent = Lent()
+        self._lent_since: float | None = None
         self._died: Exception | None = None
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
@@ -126,6 +136,7 @@ class Engine:
         `adapters` has every digest that the order's LoRAs name, in the host's memory.
 
         Raises:
+            DeviceLent: the device is somebody else's now.
             EngineStopped: the engine is closed or has died.
         """
         work = Work(order, listener, next(self._numbers), adapters or {})
@@ -136,6 +147,7 @@ class Engine:
         """Have the engine's thread do something between two steps; it must be short. Cancel the future to give it up.
 
         Raises:
+            DeviceLent: the device is somebody else's now.
             EngineStopped: the engine is closed or has died; the future raises it where that happens later.
         """
         future: Future[Result] = Future()
@@ -146,24 +158,76 @@ class Engine:
         """A copy of W0 of a layer that LoRAs may bend, on the CPU; waits for the engine's thread."""
         return self.run(lambda: self.models.weights[component].pristine_of(layer)).result()
 
-    def free_caches(self) -> None:
-        """Give memory back that the allocator keeps on the device for later; waits for the engine's thread."""
+    def lend(self) -> bool:
+        """Move all that is resident into the host's memory, for somebody else to have the device; True once it is so.
+
+        False, and nothing is lent, while something is being worked on. From here until `take_back` whatever asks for
+        the device is refused with DeviceLent. Waits for the engine's thread.
+
+        Raises:
+            EngineStopped
+            RuntimeError: the host has no room for it; nothing is lent.
+        """
+        with self._gate:
+            if self._lent_since is not None:
+                return True
+            self._lent_since = (
+                time.monotonic()
+            )  # no order slips in behind the look at what is being worked on
+        lent = False
+        try:
+            lent = self._moving(self._move_out).result()
+        finally:
+            if not lent:
+                self._lent_since = None
+        return lent
+
+    def take_back(self) -> None:
+        """Move all back that was lent. Waits for the engine's thread.
+
+        Raises:
+            EngineStopped
+            torch.OutOfMemoryError: somebody else has too much of the device; it is lent as before.
+        """
+        if self._lent_since is not None:
+            self._moving(self._move_in).result()
+            self._lent_since = None
+
+    def _moving(self, what: Callable[[], Result]) -> "Future[Result]":
+        future: Future[Result] = Future()
+        self._put(Errand(what, future), though_lent=True)
+        return future
+
+    def _move_out(self) -> bool:
+        if self._works:
+            return False
+        for weights in self.models.weights.values():
+            weights.lay_bare()
+        self._on_device.clear()
+        self._lent = Lent.moved_out(self.models.tensors())
         if self.models.device.type == "cuda":
-            self.run(torch.cuda.empty_cache).result()
+            torch.cuda.empty_cache()
+        return True
+
+    def _move_in(self) -> None:
+        self._lent.come_back()
+        self._settle()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being worked on; another thread's answer is old as soon as it is given."""
-        return not self._works
+        """Whether it could begin at once; another thread's answer is old as soon as it is given."""
+        return not self._works and self._lent_since is None
 
     def has_on_device(self, digest: str) -> bool:
         """Whether that adapter need not be moved to be put in force."""
         return digest in self._on_device
 
-    def _put(self, item: "Work | Errand") -> None:
+    def _put(self, item: "Work | Errand", *, though_lent: bool = False) -> None:
         with self._gate:
             if self._closing:
                 raise EngineStopped("the engine has stopped")
+            if self._lent_since is not None and not though_lent:
+                raise DeviceLent(time.monotonic() - self._lent_since)
             self._inbox.put(item)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from service.engine import canary
 from service.engine.audit import Auditor
 from service.engine.engine import Engine
-from service.errors import DarkroomError, EngineStopped
+from service.errors import DarkroomError, DeviceLent, EngineStopped
 
 log = structlog.get_logger()
 
@@ -82,8 +82,8 @@ class Guard:
                 found = asked.result(timeout=PATIENCE_SECONDS)
             finally:
                 asked.cancel()  # so that looks during one long step do not all follow it
-        except (FutureTimeoutError, torch.OutOfMemoryError, EngineStopped):
-            return  # it is in the middle of a long step, or of a large one, or gone; the next look will tell
+        except (FutureTimeoutError, torch.OutOfMemoryError, EngineStopped, DeviceLent):
+            return  # it is in the middle of a long step, or of a large one, or lent, or gone; the next look will tell
         if not found.sound:
             self._declare(
                 "weights", f"{len(found.damaged)} tensors are not as they were loaded", found.damaged[:5]
@@ -92,7 +92,7 @@ class Guard:
     def _picture(self) -> None:
         try:
             picture = canary.picture(self._engine).pictures[0].pixels_HWC
-        except EngineStopped:
+        except (EngineStopped, DeviceLent):
             return  # which says nothing about the weights, and is found out by whoever asks the engine
         except DarkroomError as exc:
             self._declare("canary", f"the canary picture cannot be made any more: {exc}", ())

@@ -1,6 +1,6 @@
 """The resident weights: base, refiner, VAE and text encoders, loaded by diffusers and laid out for serving."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,12 @@ class Models:
     def layout(self) -> Layout:
         """Where each layer is that a LoRA may bend."""
         return {component: weights.layout for component, weights in self.weights.items()}
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Everything that lies on the device, but for pristine copies."""
+        for module in (self.text_encoder, self.text_encoder_2, self.vae, *self.unets.values()):
+            yield from module.parameters()
+            yield from module.buffers()
 
     @property
     def has_refiner(self) -> bool:

@@ -85,3 +85,15 @@ def test_eight_images_of_one_order_are_those_made_alone(on_cuda, engine_of):
         together = pixels(engine, an_order("dots", edge=64, steps=4, seeds=range(8)))
         alone = [pixels(engine, an_order("dots", edge=64, steps=4, seeds=(seed,)))[0] for seed in range(8)]
     assert max(abs(one - other).max() for one, other in zip(together, alone, strict=True)) <= 2
+
+
+def test_a_lent_device_has_room_and_comes_back_to_the_bit(engine_of):
+    engine = engine_of(load(torch.float32))
+    order = an_order("a blue ring", edge=64, steps=5, seeds=(2,))
+    (before,) = pixels(engine, order)
+    held = engine.run(torch.cuda.memory_allocated).result()
+    assert engine.lend()
+    assert torch.cuda.memory_allocated() < held - 10_000_000
+    engine.take_back()
+    (after,) = pixels(engine, order)
+    assert (before == after).all()

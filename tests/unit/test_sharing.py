@@ -4,6 +4,7 @@ import threading
 from contextlib import closing
 
 import pytest
+import torch
 
 from service.errors import DeviceLent, EngineStopped
 from service.jobs.sharing import Turnstile
@@ -17,13 +18,33 @@ def no_engine():
     raise EngineStopped("none here")
 
 
+class Lender:
+    """An engine as far as its device is lent: `answers` are what it says when asked to lend and to take back."""
+
+    def __init__(self, *answers):
+        self.answers, self.heard = list(answers), []
+
+    def lend(self):
+        return self._answer("lend")
+
+    def take_back(self):
+        return self._answer("take back")
+
+    def _answer(self, asked):
+        self.heard.append(asked)
+        answer = self.answers.pop(0) if self.answers else True
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
 @pytest.fixture
 def shared(tmp_path):
     """Makes the server's side; its own looks are so far apart that the test has to look."""
     made = []
 
-    def share(policy, folder=tmp_path / "sharing"):
-        made.append(sharing := Sharing(policy, folder, no_engine, look_seconds=NEVER))
+    def share(policy, folder=tmp_path / "sharing", engine=no_engine):
+        made.append(sharing := Sharing(policy, folder, engine, look_seconds=NEVER))
         sharing.start()
         return sharing
 
@@ -94,6 +115,47 @@ def test_with_pause_what_was_accepted_is_finished_before_a_job_has_the_device(sh
     assert is_refused(sharing)
     job.end()
     until(sharing.look, lambda: not is_refused(sharing))
+
+
+def test_a_job_has_the_device_once_its_memory_was_moved_out_of_the_way(shared, trainer):
+    lender = Lender(False, False, True)
+    sharing = shared("pause", engine=lambda: lender)
+    job = Job(trainer)
+    until(lambda: None, sharing._turnstile.asked)
+    for _ in range(2):
+        sharing.look()
+        assert not job.has_device.wait(0.1)
+        assert is_refused(sharing)
+    sharing.look()
+    assert job.has_device.wait(SECONDS)
+    assert lender.heard == ["lend"] * 3
+    job.end()
+    until(sharing.look, lambda: not is_refused(sharing))
+    assert lender.heard[-1] == "take back"
+
+
+@pytest.mark.parametrize("reason", [RuntimeError("no room"), MemoryError()])
+def test_a_host_without_room_lets_the_job_have_what_is_free(shared, trainer, reason):
+    lender = Lender(reason)
+    sharing = shared("pause", engine=lambda: lender)
+    job = Job(trainer)
+    until(sharing.look, job.has_device.is_set)
+    job.end()
+    until(sharing.look, lambda: not is_refused(sharing))
+
+
+def test_a_device_that_is_still_full_after_a_job_is_tried_again(shared, trainer):
+    lender = Lender(True)
+    sharing = shared("pause", engine=lambda: lender)
+    job = Job(trainer)
+    until(sharing.look, job.has_device.is_set)
+    job.end()
+    lender.answers = [torch.OutOfMemoryError("CUDA out of memory")] * 2
+    for _ in range(2):
+        sharing.look()
+        assert is_refused(sharing)
+    sharing.look()
+    assert not is_refused(sharing)
 
 
 def test_a_job_that_gives_up_waiting_leaves_the_device_to_the_server(shared, trainer):

@@ -38,6 +38,10 @@ class Group:
     def was_changed(self) -> bool:
         return self._pristine is not None
 
+    def forget(self) -> None:
+        """Let the pristine copy go; the live weights must be as it is."""
+        self._pristine = None
+
     def restore(self, first: int, end: int) -> None:
         """Write W0 into the layers from `first` to before `end`."""
         if (

@@ -100,6 +100,11 @@ class Shelf(Generic[Held]):
         self.size_bytes += thing.size_bytes
         self.make_room()
 
+    def clear(self) -> None:
+        """Evict all, pinned ones too."""
+        self._held.clear()
+        self.size_bytes = 0
+
     def make_room(self) -> None:
         """Evict until the budget holds."""
         for digest in [digest for digest in self._held if digest not in self.pinned]:
@@ -278,6 +283,11 @@ class DeviceResidency:
             self._watch.activated("host", time.perf_counter() - started)
             self._watch.resident("device", self._shelf.size_bytes)
         return held
+
+    def clear(self) -> None:
+        """Let all of them go; the host's memory has them."""
+        self._shelf.clear()
+        self._watch.resident("device", 0)
 
 
 def read_adapter(source: Source, digest: str, *, dtype: torch.dtype = torch.float32) -> Adapter:

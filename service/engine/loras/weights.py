@@ -90,6 +90,7 @@ class Weights:
         """Every name that a block weight may have."""
         self.in_force: Stack = EMPTY
         self._plan = _PRISTINE
+        self._kept_bytes = kept_bytes
         self._known = _Known(kept_bytes)
 
     def apply(self, stack: Stack) -> bool:
@@ -125,6 +126,13 @@ class Weights:
             yield
         finally:
             self.apply(EMPTY)
+
+    def lay_bare(self) -> None:
+        """The pristine weights in force, and nothing beside them: no copy of them, and of nothing else."""
+        self.apply(EMPTY)
+        self._known = _Known(self._kept_bytes)
+        for group in self._groups:
+            group.forget()
 
     @property
     def addresses(self) -> set[int]:

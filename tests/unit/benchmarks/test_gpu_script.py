@@ -45,7 +45,9 @@ def run(tmp_path_factory):
 def test_every_line_of_the_table_is_there(run):
     _, record = run
     figures = record["figures"]
-    assert {"parity", "G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9 and G10", "train"} <= set(figures)
+    assert {"parity", "G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9 and G10", "lend", "train"} <= set(
+        figures
+    )
     assert not [name for name, found in figures.items() if str(found).startswith("left out")]
 
 
