@@ -9,13 +9,14 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, Row, Select, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, TimeoutError
 
-from lora_registry.errors import CatalogUnavailable
+from lora_registry.errors import CatalogFull, CatalogUnavailable
 from lora_registry.faults import InjectedFault, point
 from lora_registry.migrating import Migrations
 from lora_registry.migrations import MIGRATIONS
 
 BUSY_SECONDS: Final = 30
 POOL_SIZE: Final = 8
+_POSTGRESQL_DISK_FULL: Final = "53100"
 
 
 class Database:
@@ -85,12 +86,21 @@ class Database:
 
 @contextmanager
 def catalog_errors(owner: str) -> Iterator[None]:
-    """Turn the database's failures into CatalogUnavailable."""
+    """Turn the database's failures into CatalogUnavailable, and a full disk into CatalogFull."""
     try:
         yield
     except (DBAPIError, TimeoutError, InjectedFault) as exc:
+        if _is_full(exc):
+            raise CatalogFull(f"the disk of {owner} is full; nothing was changed") from exc
         # The text of a database error may hold addresses, statements and values.
         raise CatalogUnavailable(f"{owner} does not answer as it should; try again later") from exc
+
+
+def _is_full(error: Exception) -> bool:
+    found = getattr(error, "orig", None)
+    if isinstance(found, sqlite3.Error):
+        return getattr(found, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return getattr(found, "sqlstate", None) == _POSTGRESQL_DISK_FULL
 
 
 def _driver_url(text: str, owner: str) -> URL:

@@ -115,3 +115,7 @@ class BlobMissing(StorageError):
 
 class CatalogUnavailable(RegistryError):
     """The database does not answer, or its schema is not the one that this program knows."""
+
+
+class CatalogFull(CatalogUnavailable):
+    """The database has no room to write to, and nothing was changed. Somebody must make some; waiting does not help."""

@@ -32,10 +32,11 @@ PROBLEMS: Final[dict[str, dict[int, str]]] = {
         422: "The request is invalid, impossible here, costs more than the service takes, or its key came with "
         "another body.",
         503: "The database is away, or the model is loading; `Retry-After` says when to try again.",
+        507: "The database has no room.",
     },
     "list_runs": {422: "The request is invalid.", 503: _AWAY},
     "get_run": _READ,
-    "cancel_run": _READ,
+    "cancel_run": _READ | {507: "The database has no room."},
     "get_run_events": _READ | {406: "No representation that the caller accepts."},
     "get_run_image": _READ | {404: "No such run, or no picture in this cell (yet)."},
     "get_run_file": _READ | {404: "No such run, or no such file (yet)."},

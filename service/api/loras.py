@@ -28,6 +28,7 @@ _READ: Final = {404: "No such LoRA, version or alias.", 422: "The request is inv
 _CONDITION: Final = {
     400: "The condition cannot be decided.",
     412: "The alias is not as `If-Match` or `If-None-Match` expects; `ETag` has its present state.",
+    507: "The database has no room.",
 }
 PROBLEMS: Final[dict[str, dict[int, str]]] = {
     "publish_lora": {
@@ -37,7 +38,7 @@ PROBLEMS: Final[dict[str, dict[int, str]]] = {
         415: "The body is not sent as a file.",
         422: "The request is invalid, the file is refused (`errors` has the reasons), or it is not the announced one.",
         503: _AWAY,
-        507: "The storage is full.",
+        507: "The storage, or the database, has no room.",
     },
     "list_loras": {422: "The request is invalid.", 503: _AWAY},
     "get_lora": _READ,
@@ -45,7 +46,7 @@ PROBLEMS: Final[dict[str, dict[int, str]]] = {
     "get_lora_version": _READ,
     "resolve_lora": _READ,
     "download_lora": _READ,
-    "delete_lora_version": _READ | {409: "An alias points to the version."},
+    "delete_lora_version": _READ | {409: "An alias points to the version.", 507: "The database has no room."},
     "get_lora_alias": _READ,
     "set_lora_alias": _READ | _CONDITION | {413: "The body is too large.", 415: "The body is not JSON."},
     "delete_lora_alias": _READ | _CONDITION,

@@ -89,6 +89,7 @@ TABLE: dict[type[Exception], Row] = {
     lora_errors.StorageFull: Row(507, "storage_full", "The storage is full"),
     lora_errors.StorageUnavailable: Row(503, "storage_unavailable", "The storage cannot be used", 10),
     lora_errors.BlobMissing: Row(503, "blob_missing", "The file is not in the storage", 30),
+    lora_errors.CatalogFull: Row(507, "catalog_full", "The database has no room"),
     lora_errors.CatalogUnavailable: Row(503, "catalog_unavailable", "The registry's database is away", 10),
     job_errors.JobNotFound: Row(404, "job_not_found", "The train job was not found"),
     job_errors.ArtifactNotFound: Row(404, "artifact_not_found", "The file was not found"),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import trainings
 from darkroom.types import SynthesizeRequest
 from examples.training import hearts
 from in_process import GOOD, pixels, settle
-from lora_registry.errors import RegistryError
+from lora_registry.errors import CatalogFull
 from processes import environment, until
 from service import wiring
 from service.datasets.datasets import Datasets
@@ -234,14 +234,6 @@ def is_begun(shop: Workshop, job_id: str) -> bool:
     return bool(launcher._children) or shop.table.get(job_id).state != "queued"
 
 
-def is_refused(call: Callable[[], object]) -> bool:
-    try:
-        call()
-    except RegistryError:
-        return True
-    return False
-
-
 def test_a_disk_that_is_full_database_and_all_stops_the_job_and_nothing_else(shop, small_disk, tmp_path):
     components = wiring.build(Settings(_env_file=None, model="pocket", data=small_disk, training="off"))
     components.start()
@@ -258,7 +250,8 @@ def test_a_disk_that_is_full_database_and_all_stops_the_job_and_nothing_else(sho
             filler = filled(small_disk)
             (tmp_path / "go").touch()
             until(lambda: "storage is full" in trainer.log.read_text(), SECONDS, "the word that it is full")
-            assert is_refused(lambda: new(small.table, "subject", "refused", dataset=small.dataset.id))
+            with pytest.raises(CatalogFull):
+                new(small.table, "subject", "refused", dataset=small.dataset.id)
             assert not is_begun(small, waiting)
             assert pixels(served.caller().generate(**GOOD).image.data).std() > 10
             # It cannot be written down that it has failed. What it has kept until then is whole.
