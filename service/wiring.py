@@ -447,8 +447,14 @@ def build_training(
     def model() -> TrainedModel:
         device = models.pick_device(settings.training_device) if settings.training_device else None
         at_home = device is None or device == engine().models.device
-        lent_bytes = engine().memory_bytes() if settings.gpu_sharing == "pause" and at_home else 0
-        return trained_model(engine().models, device, lent_bytes=lent_bytes)
+        ours_bytes = engine().memory_bytes() if at_home else 0
+        lends = settings.gpu_sharing == "pause"
+        return trained_model(
+            engine().models,
+            device,
+            lent_bytes=ours_bytes if lends else 0,
+            held_bytes=0 if lends else ours_bytes,
+        )
 
     def launcher(table: JobTable) -> LocalLauncher:
         return LocalLauncher(

@@ -34,7 +34,9 @@ def estimate(request: TrainRequest, model: TrainedModel, *, picture_count: int) 
         memory_bytes=memory_bytes,
         memory_available_bytes=available,
         fits=fits,
-        advice=[] if fits else _advice(request),
+        advice=[]
+        if fits
+        else _advice(request, would_fit=memory_bytes <= (available or 0) + model.held_bytes),
     )
 
 
@@ -67,9 +69,11 @@ def trained_parameters(request: TrainRequest, model: TrainedModel) -> int:
     return sum(rank * sum(model.linear_layers[layer]) for layer in layers)
 
 
-def _advice(request: TrainRequest) -> list[str]:
+def _advice(request: TrainRequest, *, would_fit: bool) -> list[str]:
     recipe = request.recipe
     advice = []
+    if would_fit:
+        advice.append("have the service lend its memory (DARKROOM_GPU_SHARING=pause)")
     if not recipe.gradient_checkpointing:
         advice.append("set `gradient_checkpointing`")
     if (recipe.train_batch_size or 1) > 1:

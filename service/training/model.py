@@ -7,10 +7,13 @@ from service.engine.models import SMALL_UNET_PARAMETERS, Models
 from service.training.recipes import BUCKET_PX, TrainedModel
 
 
-def trained_model(models: Models, device: torch.device | None = None, *, lent_bytes: int = 0) -> TrainedModel:
+def trained_model(
+    models: Models, device: torch.device | None = None, *, lent_bytes: int = 0, held_bytes: int = 0
+) -> TrainedModel:
     """Sizes and layer names, read from the loaded base; it is to be trained on `device`, by default where it is.
 
-    The memory is what is free there now, and `lent_bytes` that a server on it will move out of the way.
+    The memory is what is free there now, and `lent_bytes` that a server on it will move out of the way; `held_bytes` it
+    will not.
     """
     device = models.device if device is None else device
     unet = models.unets["base"]
@@ -29,5 +32,6 @@ def trained_model(models: Models, device: torch.device | None = None, *, lent_by
         linear_layers={name: (module.out_features, module.in_features) for name, module in linear.items()},
         is_pocket=models.name == presets.POCKET.name,
         memory_bytes=torch.cuda.mem_get_info(device)[0] + lent_bytes if cuda else None,
+        held_bytes=held_bytes,
         beside_parameters=sum(parameter.numel() for module in beside for parameter in module.parameters()),
     )

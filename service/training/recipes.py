@@ -42,6 +42,8 @@ class TrainedModel:
     """(outputs, inputs) of each of the base UNet, by their full names."""
     memory_bytes: int | None = None
     """Free on the device; None: it is the host's own."""
+    held_bytes: int = 0
+    """What a server on the device holds of it and does not move out of the way, but would under the policy `pause`."""
     is_pocket: bool = False
     """It is the embedded model, which knows its own world and nothing else."""
     beside_parameters: int = 0

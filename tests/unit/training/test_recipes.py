@@ -94,6 +94,14 @@ def test_prodigy_takes_one_factor_for_all_that_is_learnt():
     assert refused.value.pointer == "/recipe/embedding_learning_rate"
 
 
+def test_a_card_that_is_large_enough_without_the_service_is_advised_to_be_lent():
+    request = filled_in(a_request(), SDXL)
+    advice = "have the service lend its memory (DARKROOM_GPU_SHARING=pause)"
+    for held_gib, helps in ((0, False), (1, False), (12, True)):
+        card = replace(SDXL, memory_bytes=4 << 30, held_bytes=held_gib << 30)
+        assert (advice in estimate(request, card, picture_count=1).advice) == helps
+
+
 def test_an_optimizer_that_cannot_be_had_is_not_advised(monkeypatch):
     small_card = replace(SDXL, memory_bytes=4 << 30)
     advised = {}
