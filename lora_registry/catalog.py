@@ -4,7 +4,7 @@ A writer locks the LoRA's row first and a blob's row second; a collection locks 
 one name go one after another, and no blob is collected while a version of it is being recorded.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -36,6 +36,7 @@ class Publication:
     triggers: tuple[str, ...]
     tags: tuple[str, ...]
     description: str
+    lineage: Mapping[str, Any]
     aliases: tuple[str, ...]
 
 
@@ -203,7 +204,7 @@ class Catalog:
             "lora_id": lora_id,
             "number": number,
             "digest": wanted.digest,
-            "words": words_text(wanted.triggers, wanted.tags, wanted.description),
+            "words": words_text(wanted.triggers, wanted.tags, wanted.description, wanted.lineage),
             "created_ms": now,
         }
         version_id: int = connection.execute(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 Component = Literal["unet", "text_encoder", "text_encoder_2"]
 Verdict = Literal["accepted", "accepted_with_warnings", "refused"]
@@ -142,6 +142,8 @@ class LoraVersion:
     warnings: tuple[Reason, ...]
     created_at: datetime
     existing: bool = False
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    """Where the bytes come from, as who made them told: JSON values. Empty where they just came in."""
 
     @property
     def ref(self) -> str:

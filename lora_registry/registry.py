@@ -5,10 +5,12 @@ share one catalogue and one blob store.
 """
 
 import hashlib
+import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final, Literal
+from types import MappingProxyType
+from typing import Any, BinaryIO, Final, Literal
 
 from lora_registry import faults
 from lora_registry.base_model import BaseModel
@@ -36,6 +38,7 @@ from lora_registry.rows import AUTO_V3_DIGITS, summary_text
 
 MAX_LORA_BYTES: Final = 2**30
 MAX_DESCRIPTION_CHARACTERS: Final = 2000
+MAX_LINEAGE_BYTES: Final = 2 << 20
 GRACE_SECONDS: Final = 3600.0
 """How long a collection leaves alone what was just written or just deleted: a request that has resolved a digest
 may still want its bytes."""
@@ -125,15 +128,17 @@ class Registry:
         tags: Iterable[str] = (),
         description: str = "",
         digest: str = "",
+        lineage: Mapping[str, Any] = MappingProxyType({}),
         permit: Callable[[], None] = lambda: None,
     ) -> LoraVersion:
         """The version that these bytes are from now on; what it returns survives a crash.
 
         The same bytes again under the same name are the version that they were (`existing`). `number` asks for one
         version number, 0 for the next; `alias` is moved to the version in the same transaction; `digest` is what
-        the publisher believes to be sending. Trigger words and tags of the file are added to those given. `permit` is
-        called last in the transaction, when nobody else can publish under the name: what it raises, this raises, and
-        nothing was published.
+        the publisher believes to be sending. Trigger words and tags of the file are added to those given.
+        `lineage` says where the bytes come from, as a JSON object of up to 2 MiB; the first publish of them counts.
+        `permit` is called last in the transaction, when nobody else can publish under the name: what it raises, this
+        raises, and nothing was published.
 
         Raises:
             InvalidName, InvalidRef, InvalidLabel: an argument cannot be.
@@ -149,6 +154,7 @@ class Registry:
             check_alias(alias)
         words, labels = _checked_words(triggers), _checked_words(tags)
         _check_description(description)
+        _check_lineage(lineage)
         with stream if isinstance(stream, Incoming) else self.receive() as incoming:
             if not isinstance(stream, Incoming):
                 _copy(stream, incoming)
@@ -169,6 +175,7 @@ class Registry:
                 triggers=clean_words((*words, *found.triggers)),
                 tags=clean_words((*labels, *found.tags)),
                 description=description,
+                lineage=dict(lineage),
                 aliases=(alias,) if alias else (),
             )
 
@@ -402,6 +409,12 @@ def _check_description(text: str) -> None:
         raise InvalidLabel(
             f"a description is plain text of up to {MAX_DESCRIPTION_CHARACTERS} characters; this has {len(text)}"
         )
+
+
+def _check_lineage(lineage: Mapping[str, Any]) -> None:
+    size = len(json.dumps(dict(lineage), ensure_ascii=False, allow_nan=False).encode())
+    if size > MAX_LINEAGE_BYTES:
+        raise InvalidLabel(f"a lineage has up to {MAX_LINEAGE_BYTES} bytes as JSON; this has {size}")
 
 
 def _inside(data: Path | None) -> Path:

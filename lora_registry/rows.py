@@ -68,9 +68,13 @@ def summary_text(found: Inspection) -> str:
     return json.dumps(summary, ensure_ascii=False, separators=(",", ":"))
 
 
-def words_text(triggers: tuple[str, ...], tags: tuple[str, ...], description: str) -> str:
+def words_text(
+    triggers: tuple[str, ...], tags: tuple[str, ...], description: str, lineage: Mapping[str, Any]
+) -> str:
     """What belongs to a version and not to its bytes."""
-    words = {"triggers": triggers, "tags": tags, "description": description}
+    words: dict[str, Any] = {"triggers": triggers, "tags": tags, "description": description}
+    if lineage:
+        words["lineage"] = lineage
     return json.dumps(words, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -88,6 +92,7 @@ def version_from(row: Row[Any]) -> LoraVersion:
         tags=tuple(words["tags"]),
         description=words["description"],
         created_at=moment(row.created_ms),
+        lineage=words.get("lineage", {}),
         **{**summary, "metadata": dict(summary["metadata"])},
     )
 

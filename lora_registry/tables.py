@@ -76,6 +76,9 @@ def version_lines(version: LoraVersion) -> Iterator[str]:
         "tags": ", ".join(version.tags),
         "tokens": ", ".join(version.tokens),
         "description": version.description,
+        "made by": ", ".join(
+            f"{name} {fact}" for name, fact in version.lineage.items() if isinstance(fact, str | int | float)
+        ),
     }
     width = max(map(len, facts))
     yield from (f"{name.ljust(width)}  {fact}" for name, fact in facts.items() if fact)

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from darkroom.types import BlendRequest, LoraVersion
 from lora_registry import BaseModel, Registry
 from lora_registry import LoraVersion as Record
-from service import lora_records
+from service import __version__, lora_records
 from service.adapters import resolved
 from service.engine.engine import Engine
 from service.engine.loras import blends
@@ -60,6 +60,16 @@ class Blending:
             triggers=dict.fromkeys(word for version in versions for word in version.triggers),
             tags=request.tags,
             description=request.description,
+            lineage={
+                "origin": "blend",
+                "code": __version__,
+                "seed": request.seed,
+                "sources": [
+                    {"ref": version.ref, "digest": version.digest, "weight": source.weight}
+                    for version, source in zip(versions, request.sources, strict=True)
+                ],
+                "request": request.model_dump(mode="json"),
+            },
         )
         return lora_records.version(published)
 

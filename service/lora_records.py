@@ -7,6 +7,7 @@ from darkroom.types import (
     Lora,
     LoraAlias,
     LoraInspection,
+    LoraLineage,
     LoraPage,
     LoraRankCount,
     LoraReason,
@@ -40,6 +41,7 @@ def version(record: records.LoraVersion) -> LoraVersion:
         warnings=reasons(record.warnings),
         created_at=record.created_at,
         existing=record.existing,
+        lineage=LoraLineage.model_validate(record.lineage) if record.lineage else None,
     )
 
 

@@ -4,7 +4,6 @@ It is told everything it uses: the models, where pictures come from, where news 
 """
 
 import io
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -398,11 +397,6 @@ def class_prompts(request: TrainRequest) -> list[str]:
     alternatives = [text.strip() for text in (request.class_prompt or "").split("|") if text.strip()]
     count = request.recipe.num_class_images or 0
     return [alternatives[place % len(alternatives)] for place in range(count)] if alternatives else []
-
-
-def lineage_text(lineage: Lineage) -> str:
-    """One line for a description."""
-    return json.dumps(lineage.__dict__, sort_keys=True)
 
 
 def _checkpoint_name(step: int) -> str:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import asdict
 
 import torch
 
@@ -18,7 +19,7 @@ from service.jobs.worker import Finished, Stop
 from service.settings import Settings
 from service.training.errors import TrainingTooLarge
 from service.training.model import trained_model
-from service.training.session import Lineage, Session, lineage_text
+from service.training.session import Lineage, Session
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -94,14 +95,18 @@ def _publish(registry: Registry, claim: Claim, file: bytes, lineage: Lineage) ->
     """
     request = claim.job.request
     triggers = [request.token or request.instance_prompt or ""]
-    described = f"{request.description}\n\n" if request.description else ""
     version = registry.publish(
         request.name,
         io.BytesIO(file),
         alias=request.alias,
         triggers=[word for word in triggers if word],
         tags=(*request.tags, request.kind),
-        description=f"{described}trained: {lineage_text(lineage)}"[:2000],
+        description=request.description,
+        lineage={
+            "origin": "train-job",
+            **asdict(lineage),
+            "request": request.model_dump(mode="json", exclude={"recipe": {"sample_prompts"}}),
+        },
         permit=claim.check,
     )
     return version.ref, version.digest

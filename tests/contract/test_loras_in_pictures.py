@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from adapters import a_lora, arranged, attention_layers, random_adapter
 from darkroom import InvalidRequest, LoraUse, Unavailable
-from darkroom.types import GenerateRequest
+from darkroom.types import GenerateRequest, LoraVersion
 from in_process import GOOD, Async, Caller, Served, Sync, pixels
 from integration.test_hot_swap import pictures
 from service.engine import models as loading
@@ -299,6 +299,12 @@ def test_a_blend_draws_what_its_sources_draw_together(studio):
     assert np.abs(pixels(blended.image.data) - pixels(together.image.data)).max() <= 3
     again = studio.http.post("/v1/loras/mixed/blends", json={"sources": sources})
     assert (again.status_code, again.json()["existing"]) == (200, True)
+    lineage = LoraVersion.model_validate(again.json()).lineage
+    assert lineage is not None
+    assert lineage.sources is not None
+    assert (lineage.origin, lineage.job) == ("blend", None)
+    assert [(one.ref, one.weight) for one in lineage.sources] == [("ink@1", 0.6), ("ink@2", -0.4)]
+    assert lineage.request["method"] == reply.json()["lineage"]["request"]["method"]
 
 
 @pytest.mark.parametrize(

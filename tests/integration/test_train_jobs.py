@@ -15,6 +15,7 @@ from safetensors.torch import load
 
 from lora_files import lora_file
 from processes import until
+from service import __version__
 from service.jobs import worker
 from training_jobs import EVERY, SECONDS, STEPS, Trainer, Trap, Workshop, workshop
 
@@ -48,6 +49,26 @@ def next_death(shop: Workshop, job_id: str, trainer: Trainer, chance: random.Ran
     threading.Event().wait(chance.uniform(0, 0.4))
     trainer.process.kill()
     return trainer.ended() == -signal.SIGKILL
+
+
+def test_the_published_version_tells_where_it_comes_from(shop):
+    job = shop.finish(shop.new(next(names), alias="good"))
+    (version,) = shop.versions(job.name)
+    request = job.request.model_dump(mode="json")
+    del request["recipe"]["sample_prompts"]
+    lineage = dict(version.lineage)
+    assert len(lineage.pop("model")) == 64
+    assert lineage == {
+        "origin": "train-job",
+        "job": job.id,
+        "dataset": job.dataset,
+        "pictures": 6,
+        "step": STEPS,
+        "seed": 3,
+        "code": __version__,
+        "request": request,
+    }
+    assert version.description == ""
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -17,9 +17,11 @@ from darkroom.types import (
     LoraAlias,
     LoraAliasMove,
     LoraInspection,
+    LoraLineage,
     LoraPage,
     LoraReason,
     LoraServed,
+    LoraSource,
     LoraVersion,
     LoraVersionPage,
     Problem,
@@ -42,6 +44,8 @@ class Asked:
     query: Query
     headers: Mapping[str, str]
     body: bytes
+    lineage: LoraLineage | None = None
+    """Of a file that was made here."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,17 @@ class FakeLoras:
         what = request.model_dump_json(exclude={"alias", "tags", "description"})
         data = b"\x02\0\0\0\0\0\0\0{}" + f"{what} {[source.digest for source in sources]}".encode()
         labels = {"alias": [request.alias] if request.alias else [], "tag": list(request.tags)}
-        return self._publish(name, replace(asked, body=data, query=labels))
+        lineage = LoraLineage(
+            origin="blend",
+            code="fake",
+            request=request.model_dump(mode="json"),
+            seed=request.seed,
+            sources=[
+                LoraSource(ref=version.ref, digest=version.digest, weight=source.weight)
+                for version, source in zip(sources, request.sources, strict=True)
+            ],
+        )
+        return self._publish(name, replace(asked, body=data, query=labels, lineage=lineage))
 
     def _publish(self, name: str, asked: Asked) -> Answer:
         reason = _reason(asked.body)
@@ -299,6 +313,7 @@ def _version(name: str, number: int, digest: str, asked: Asked) -> LoraVersion:
         metadata={},
         warnings=[],
         created_at=_WHEN,
+        lineage=asked.lineage,
     )
 
 

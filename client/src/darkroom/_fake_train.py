@@ -18,6 +18,7 @@ from darkroom.types import (
     EvaluationCard,
     GenerateRequest,
     JobEvent,
+    LoraLineage,
     LoraVersion,
     Problem,
     TrainArtifact,
@@ -131,15 +132,16 @@ class FakeTraining:
                 kept, step=step, loss=round(0.1 / step, 6), learning_rate=job.request.recipe.learning_rate
             )
             _tell(kept, "progress", loss=kept.job.loss, steps_per_second=10.0, eta_seconds=0.0)
-        version, weights = self._publish(job.request)
+        version, weights = self._publish(kept.job)
         for name, media_type, data in _made(kept.job, weights):
             _keep(kept, name, media_type, data)
         ended: dict[str, Any] = {"lora": version.ref, "digest": version.digest, "finished_at": _WHEN}
         _change(kept, state="succeeded", stage="done", **ended)
         _tell(kept, "state", state="succeeded")
 
-    def _publish(self, request: TrainRequest) -> tuple[LoraVersion, bytes]:
+    def _publish(self, job: TrainJob) -> tuple[LoraVersion, bytes]:
         """A LoRA that depends on the request."""
+        request = job.request
         weights = b"\x02\0\0\0\0\0\0\0{}" + request.model_dump_json(exclude={"alias", "tags"}).encode()
         query = {
             "alias": [request.alias] if request.alias else [],
@@ -147,7 +149,16 @@ class FakeTraining:
             "trigger": [words for words in (request.token or request.instance_prompt,) if words],
             "description": [request.description],
         }
-        asked = Asked("POST", f"/v1/loras/{request.name}/versions", query, {}, weights)
+        lineage = LoraLineage(
+            origin="train-job",
+            code="fake",
+            job=job.id,
+            dataset=job.dataset,
+            step=job.max_train_steps,
+            seed=request.recipe.seed,
+            request=request.model_dump(mode="json", exclude={"recipe": {"sample_prompts"}}),
+        )
+        asked = Asked("POST", f"/v1/loras/{request.name}/versions", query, {}, weights, lineage)
         return LoraVersion.model_validate_json(self._loras.answer(asked).body), weights
 
     def _find(self, job_id: str) -> _Kept:

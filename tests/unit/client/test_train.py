@@ -137,6 +137,13 @@ def test_a_job_is_begun_waited_for_and_its_lora_used(client, tmp_path):
     assert client.loras.inspect(io.BytesIO(weights.read_bytes())).verdict == "accepted"
 
 
+def test_a_published_version_tells_of_its_job(client):
+    job = client.train.wait(client.train.negative("wrong", recipe={"seed": 5}), progress=False)
+    lineage = client.loras.get("wrong").latest.lineage
+    assert (lineage.origin, lineage.job, lineage.seed) == ("train-job", job.id, 5)
+    assert lineage.request["kind"] == "negative"
+
+
 def test_the_twins_do_the_same(fake, tmp_path):
     async def story():
         async with fake.async_client() as client:

@@ -415,3 +415,21 @@ def test_a_publication_that_is_not_permitted_in_the_end_leaves_nothing(registry,
         registry.publish("ink-wash", [lora_file(2)], alias="prod", permit=refuse)
     assert registry.resolve("ink-wash:prod").digest == before.digest
     assert registry.get("ink-wash").latest.digest == before.digest
+
+
+def test_a_lineage_stays_with_the_first_publish_of_the_bytes(registry, lora_file):
+    lineage = {"origin": "train-job", "seed": 3, "request": {"recipe": {"rank": 4, "targets": ["to_q"]}}}
+    made = registry.publish("ink-wash", [lora_file()], lineage=lineage)
+    assert made.lineage == lineage
+    assert registry.publish("ink-wash", [lora_file()], lineage={"origin": "blend"}).lineage == lineage
+    assert registry.resolve("ink-wash@1").lineage == lineage
+    assert registry.get("ink-wash").latest.lineage == lineage
+    assert registry.publish("elsewhere", [lora_file(2)]).lineage == {}
+
+
+@pytest.mark.parametrize("lineage", [{"text": "x" * (2 << 20)}, {"number": float("nan")}])
+def test_a_lineage_that_is_no_json_or_too_long_is_refused(registry, lora_file, lineage):
+    with pytest.raises((errors.InvalidLabel, ValueError), match=r"lineage|JSON"):
+        registry.publish("ink-wash", [lora_file()], lineage=lineage)
+    with pytest.raises(errors.LoraNotFound):
+        registry.get("ink-wash")

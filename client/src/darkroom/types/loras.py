@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from darkroom.types.common import Request, Response
 
@@ -125,6 +125,35 @@ class LoraInspection(Response):
     """What the file says of itself, as far as that is on an allow-list."""
 
 
+class LoraSource(Response):
+    """A LoRA that went into a blend."""
+
+    ref: str
+    digest: str
+    weight: float
+
+
+class LoraLineage(Response):
+    """How a LoRA was made here. What does not apply to its origin is not there."""
+
+    origin: str
+    """`train-job` or `blend`."""
+    code: str
+    """Version of the service."""
+    request: dict[str, JsonValue]
+    """What was asked for; of a train job with every default filled in, sample prompts left out."""
+    seed: int | None = None
+    job: str | None = None
+    dataset: str | None = None
+    """Digest of the pictures."""
+    pictures: int | None = None
+    step: int | None = None
+    """Optimiser steps up to the checkpoint that was chosen."""
+    model: str | None = None
+    """Fingerprint of the weights that it was trained on."""
+    sources: list[LoraSource] | None = None
+
+
 class LoraVersion(Response):
     """One published file. It never changes."""
 
@@ -161,6 +190,8 @@ class LoraVersion(Response):
     created_at: datetime
     existing: bool = False
     """In the answer to a publish: these bytes were there already, under this name."""
+    lineage: LoraLineage | None = None
+    """None: the file came from elsewhere."""
 
 
 class LoraAlias(Response):
