@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Final
 
-from darkroom.types.datasets import Dataset, DatasetFault, SynthesizeRequest
+from darkroom.types.datasets import Dataset, DatasetFault, SynthesisProgress, SynthesizeRequest
 from service.dataset_library import DatasetLibrary
 from service.datasets.recipes import PlannedPicture, filled_in, planned
 from service.engine import presets
@@ -17,8 +18,7 @@ PATIENCE_SECONDS: Final = 600.0
 """How long one picture may wait for room in a queue that others have filled."""
 
 Made = tuple[str, bytes, str] | DatasetFault
-Told = Callable[[int, int], object]
-"""Is called with the pictures that were made so far, and with how many there will be."""
+Event = SynthesisProgress | Dataset
 
 
 class Synthesis:
@@ -40,8 +40,20 @@ class Synthesis:
         """The request with every default for the resident model. Raises InvalidOption, ModelLoading, EngineStopped."""
         return filled_in(request, pocket=self._engine().models.name == presets.POCKET.name)
 
-    async def synthesize(self, request: SynthesizeRequest, progress: Told | None = None) -> Dataset:
+    async def synthesize(self, request: SynthesizeRequest) -> Dataset:
         """The dataset of this request, once all its pictures are made; cancelling frees the device at once.
+
+        Raises:
+            What `events` raises.
+        """
+        async with aclosing(self.events(request)) as events:
+            async for event in events:
+                if isinstance(event, Dataset):
+                    return event
+        raise AssertionError("a synthesis ends in its dataset")
+
+    async def events(self, request: SynthesizeRequest) -> AsyncGenerator[Event]:
+        """How far it is, from none made to all, and at last the dataset; closing it frees the device.
 
         What the resident weights have made before is found again and not made twice; a service that does nothing
         else meanwhile makes the same again to the bit. A picture that the model could not make (black, flat, not a
@@ -57,15 +69,16 @@ class Synthesis:
         plan = planned(filled)
         model = self._engine().models.fingerprint
         if (found := await self._library.made_by(filled, model)) is not None:
-            return found
+            yield found
+            return
         made: list[Made] = []
+        yield SynthesisProgress(done=0, total=len(plan))
         # One by one. Together they would take a fifth less time, but a picture that shares its forward passes is
         # rounded otherwise, and whether it does would depend on the moment: the same seeds gave another dataset.
         for picture in plan:
             made.append(await self._made(picture))
-            if progress is not None:
-                progress(len(made), len(plan))
-        return await self._library.add_pictures(
+            yield SynthesisProgress(done=len(made), total=len(plan))
+        yield await self._library.add_pictures(
             [one for one in made if not isinstance(one, DatasetFault)],
             name=request.name,
             synthesis=filled,

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from darkroom.types import Accepted, CompareEvent, JobEvent, Problem, Progress
+from darkroom.types import Accepted, CompareEvent, JobEvent, Problem, Progress, SynthesisProgress
 from lora_registry.errors import RegistryError
 from service import __version__
 from service.api import compare, datasets, docs, generate, health, lora_uses, loras, problems, train
@@ -89,7 +89,8 @@ def _description(app: FastAPI) -> dict[str, Any]:
         components = document["components"]
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)
-        for model in (Problem, Accepted, Progress, JobEvent, CompareEvent):  # no route's own answer has them
+        # No route's own answer has them.
+        for model in (Problem, Accepted, Progress, JobEvent, CompareEvent, SynthesisProgress):
             components["schemas"] |= _schemas(model)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():

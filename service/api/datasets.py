@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from darkroom.types import Dataset, DatasetPage, SynthesizeRequest
+from darkroom.types import Dataset, DatasetPage, SynthesisProgress, SynthesizeRequest
 from darkroom.types.datasets import MAX_CAPTION_CHARACTERS, MAX_PICTURES
-from service.api import uploads
+from service.api import negotiation, uploads
 from service.api.files import Cursor, Limit, body_of
 from service.api.in_flight import InFlight
-from service.api.refusals import UnsupportedMediaType
+from service.api.refusals import NotAcceptable, UnsupportedMediaType
+from service.api.stream import EventStream, Name
 from service.datasets import forms
 from service.datasets.datasets import MAX_NAME_CHARACTERS
 from service.datasets.intake import Invalid
@@ -31,6 +32,7 @@ PROBLEMS: Final[dict[str, dict[int, str]]] = {
     },
     "synthesize_dataset": {
         400: "The body is not JSON.",
+        406: "No representation that the caller accepts.",
         413: "The body is too large.",
         415: "The body is not sent as JSON.",
         422: "The request is invalid, or impossible here.",
@@ -48,6 +50,16 @@ Id = Annotated[str, Path(max_length=100, description="`sha256:…` of its conten
 Place = Annotated[int, Path(ge=0, lt=MAX_PICTURES, description="Of the picture among `pictures`, from 0.")]
 _HEADERS: Final = {"Location": {"description": "Its path.", "schema": {"type": "string"}}}
 _FILE: Final = {"schema": {"type": "string", "format": "binary"}}
+_EVENTS: Final = {
+    negotiation.EVENT_STREAM: {
+        "schema": {
+            "type": "string",
+            "description": "Server-sent events with JSON in `data`: `progress` (`SynthesisProgress`) from none made to "
+            "all, at last exactly one `result` (`Dataset`) or `error` (`Problem`). Comments are heartbeats. What is "
+            "refused before it begins is answered as a problem.",
+        }
+    }
+}
 _FORM: Final = {
     "schema": {
         "type": "object",
@@ -109,15 +121,22 @@ def router(components: Callable[[], "Components"], in_flight: InFlight) -> APIRo
         summary="Have the resident model make pictures to learn from",
         description=(
             "Every prompt at every guidance value; `recipe: wrong` is a set of bad pictures. Answers once they are "
-            "made, which may take minutes. The same request again is the dataset that it was."
+            "made, which may take minutes; with `Accept: text/event-stream` it is told how far they are. The same "
+            "request again is the dataset that it was."
         ),
         response_model=Dataset,
         responses={
-            200: {"description": "This dataset was there already."},
+            200: {"description": "This dataset was there already, or the events.", "content": _EVENTS},
             201: {"model": Dataset, "description": "The new dataset.", "headers": _HEADERS},
         },
     )
     async def synthesize(body: SynthesizeRequest, request: Request) -> Response:
+        offers = (negotiation.JSON, negotiation.EVENT_STREAM)
+        media_type = negotiation.preferred(offers, ",".join(request.headers.getlist("accept")))
+        if media_type is None:
+            raise NotAcceptable(f"accept one of {', '.join(offers)}")
+        if media_type == negotiation.EVENT_STREAM:
+            return EventStream(components().synthesis.events(body), in_flight, _as_json)
         return _made(await in_flight.run(components().synthesis.synthesize(body), request.receive))
 
     @routes.get("", operation_id="list_datasets", summary="Datasets, the newest first")
@@ -152,3 +171,7 @@ def _made(dataset: Dataset) -> Response:
     headers = {"Location": f"/v1/datasets/{dataset.id}"}
     status = 200 if dataset.existing else 201
     return Response(dataset.model_dump_json(), status, headers, "application/json")
+
+
+def _as_json(event: SynthesisProgress | Dataset) -> tuple[Name, str]:
+    return ("result" if isinstance(event, Dataset) else "progress"), event.model_dump_json()

@@ -1,18 +1,22 @@
 """POST /v1/generate."""
 
 import asyncio
+import base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, get_args
 
 from fastapi import APIRouter, Request, Response
 
-from darkroom.types import GenerateRequest, GenerateResponse, LoraTier
+from darkroom.types import Accepted, GenerateRequest, GenerateResponse, LoraTier
+from darkroom.types import Progress as WireProgress
+from service import images
 from service.api import negotiation
 from service.api.in_flight import InFlight
-from service.api.stream import EventStream
+from service.api.stream import EventStream, Name
+from service.engine.orders import Progress
 
 if TYPE_CHECKING:
-    from service.generation import Generated
+    from service.generation import Event, Generated
     from service.wiring import Components
 
 SUMMARY = "Images from a prompt"
@@ -49,7 +53,9 @@ def router(
         order = negotiation.with_format(order, media_type)
         generation = components().generation
         if media_type == negotiation.EVENT_STREAM:
-            return EventStream(generation.events(order), in_flight, heartbeat_seconds=heartbeat_seconds)
+            return EventStream(
+                generation.events(order), in_flight, _as_json, heartbeat_seconds=heartbeat_seconds
+            )
         generated = await in_flight.run(generation.generate(order), request.receive)
         headers = headers_of(generated)
         if media_type == negotiation.JSON:
@@ -117,3 +123,19 @@ def _header_docs() -> dict[str, object]:
         "Server-Timing": "Milliseconds by stage; `fetch` names the tier that the LoRAs came from.",
     }
     return {name: {"description": text, "schema": {"type": "string"}} for name, text in said.items()}
+
+
+def _as_json(event: "Event") -> tuple[Name, str]:
+    """Name and data of an event. Pictures are encoded here: call it from a thread."""
+    if isinstance(event, Accepted):
+        return "accepted", event.model_dump_json()
+    if isinstance(event, Progress):
+        preview = None if event.preview_HWC is None else images.encode_png(event.preview_HWC)
+        progress = WireProgress(
+            index=event.index,
+            step=event.step,
+            steps=event.steps,
+            preview_b64=None if preview is None else base64.b64encode(preview).decode("ascii"),
+        )
+        return "progress", progress.model_dump_json(exclude_none=True)
+    return "result", event.response().model_dump_json()

@@ -1,19 +1,15 @@
-"""An answer as server-sent events: progress while the images are made, then the images, or what went wrong.
+"""An answer as server-sent events: progress while the work is done, then the result, or what went wrong.
 
 Format: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
 
 import asyncio
-import base64
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from starlette.responses import Response
 
-from darkroom.types import Accepted
-from darkroom.types import Progress as WireProgress
-from service import images
 from service.api import negotiation, problems
 from service.api.answer import Receive, Send
 from service.api.exchange import Scope
@@ -21,14 +17,15 @@ from service.api.in_flight import InFlight
 from service.api.refusals import Disconnected
 from service.engine.orders import Progress
 
-if TYPE_CHECKING:  # which would import torch, before a worker needs it
-    from service.generation import Event
-
 HEARTBEAT_SECONDS = 10.0
 """Proxies close a connection on which nothing is said for a while; half a minute is the shortest in common use."""
 HEADERS = {"Cache-Control": "no-store", "Vary": "Accept", "X-Accel-Buffering": "no"}
 
 Name: TypeAlias = Literal["accepted", "progress", "result", "error"]
+Event: TypeAlias = Any
+"""Of a use case; the caller of `EventStream` knows how to write it down."""
+AsJson: TypeAlias = Callable[[Event], tuple[Name, str]]
+"""Name and data of an event; called in a thread."""
 
 
 class EventStream(Response):
@@ -39,9 +36,15 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, events: "AsyncGenerator[Event]", in_flight: InFlight, *, heartbeat_seconds: float
+        self,
+        events: AsyncGenerator[Event],
+        in_flight: InFlight,
+        as_json: AsJson,
+        *,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
-        self._events, self._in_flight, self._heartbeat_seconds = events, in_flight, heartbeat_seconds
+        self._events, self._in_flight, self._as_json = events, in_flight, as_json
+        self._heartbeat_seconds = heartbeat_seconds
         self.status_code, self.media_type, self.background = 200, negotiation.EVENT_STREAM, None
         self.init_headers(HEADERS)
 
@@ -71,7 +74,7 @@ class EventStream(Response):
                     continue
                 if isinstance(event, Exception):
                     raise event
-                name, data = await asyncio.to_thread(_as_json, event)
+                name, data = await asyncio.to_thread(self._as_json, event)
                 await writer.write(name, data)
         finally:
             filling.cancel()
@@ -117,7 +120,7 @@ class Mailbox:
         self._waiting: dict[object, Event | Exception] = {}
         self._filled = asyncio.Event()
 
-    async def fill(self, events: "AsyncGenerator[Event]") -> None:
+    async def fill(self, events: AsyncGenerator[Event]) -> None:
         """Take in all events, and what they break off with."""
         try:
             async with aclosing(events):
@@ -126,7 +129,7 @@ class Mailbox:
         except Exception as error:  # handed on to the reader, who raises it
             self._put(error)
 
-    async def take(self) -> "Event | Exception":
+    async def take(self) -> Event | Exception:
         """The event that has waited longest; what ends them comes last."""
         await self._filled.wait()
         event = self._waiting.pop(next(iter(self._waiting)))
@@ -134,23 +137,7 @@ class Mailbox:
             self._filled.clear()
         return event
 
-    def _put(self, event: "Event | Exception") -> None:
+    def _put(self, event: Event | Exception) -> None:
         # A newer step takes the place of the older one in the row, so that no image is passed over for ever.
         self._waiting[event.index if isinstance(event, Progress) else type(event)] = event
         self._filled.set()
-
-
-def _as_json(event: "Event") -> tuple[Name, str]:
-    """Name and data of an event. Pictures are encoded here: call it from a thread."""
-    if isinstance(event, Accepted):
-        return "accepted", event.model_dump_json()
-    if isinstance(event, Progress):
-        preview = None if event.preview_HWC is None else images.encode_png(event.preview_HWC)
-        progress = WireProgress(
-            index=event.index,
-            step=event.step,
-            steps=event.steps,
-            preview_b64=None if preview is None else base64.b64encode(preview).decode("ascii"),
-        )
-        return "progress", progress.model_dump_json(exclude_none=True)
-    return "result", event.response().model_dump_json()

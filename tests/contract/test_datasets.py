@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 import dataset_files as files
 from darkroom import (
     Darkroom,
+    DarkroomError,
     InvalidRequest,
     NotFound,
     PayloadTooLarge,
@@ -24,6 +25,7 @@ from service.api.app import create_app
 from service.api.auth import KeyRing
 from service.api.edge import Edge
 from service.dataset_library import DatasetLibrary
+from service.errors import DeadlineExceeded
 from service.metrics import Metrics
 from service.settings import ApiKey
 from service.synthesis import Synthesis
@@ -36,9 +38,12 @@ class Generation:
 
     def __init__(self):
         self.asked = 0
+        self.fails_after = 10_000
 
     async def generate(self, request):
         self.asked += 1
+        if self.asked > self.fails_after:
+            raise DeadlineExceeded("the picture was not made in time")
         return SimpleNamespace(images=[SimpleNamespace(data=png(request.seed))])
 
 
@@ -263,7 +268,13 @@ def test_a_body_that_breaks_off_leaves_nothing(site):
 
 
 def test_bad_pictures_are_made_by_one_call(datasets, site):
-    made = datasets.synthesize("wrong", seed=1, images_per_prompt=1, name="bad")
+    told = []
+    made = datasets.synthesize(
+        "wrong", seed=1, images_per_prompt=1, name="bad", progress=lambda *what: told.append(what)
+    )
+    # Of steps that are made faster than they can be told, the newest is.
+    assert told == sorted(told)
+    assert told[-1] == (78, 78)
     assert (len(made.pictures), {picture.caption for picture in made.pictures}) == (78, {"wrong"})
     assert (made.name, made.synthesis.recipe, made.synthesis.seed) == ("bad", "wrong", 1)
     assert len(made.synthesis.prompts) == 39
@@ -275,6 +286,31 @@ def test_bad_pictures_are_made_by_one_call(datasets, site):
         datasets.synthesize(prompts=["a (fox"])
     with pytest.raises(InvalidRequest, match="1280 pictures"):
         datasets.synthesize(prompts=["a fox"] * 20, images_per_prompt=64)
+
+
+def test_a_synthesis_is_told_of_or_answered_as_the_caller_accepts(site):
+    body = {"prompts": ["a fox", "a dog"]}
+    with site.http() as http:
+        plain = http.post("/v1/datasets/synthesize", json=body)
+        assert (plain.status_code, plain.json()["existing"]) == (201, False)
+        assert plain.headers["location"] == f"/v1/datasets/{plain.json()['id']}"
+        other = {"prompts": ["a cat", "a cow", "an (owl"]}
+        stream = {"Accept": "text/event-stream"}
+        refused = http.post("/v1/datasets/synthesize", json=other, headers=stream)
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_prompt")
+        told = http.post("/v1/datasets/synthesize", json={"prompts": ["a cat", "a cow"]}, headers=stream)
+        assert told.headers["content-type"].startswith("text/event-stream")
+        names = [line[7:] for line in told.text.splitlines() if line.startswith("event: ")]
+        assert (names[0], names[-1]) == ("progress", "result")
+        nothing = http.post("/v1/datasets/synthesize", json=body, headers={"Accept": "image/png"})
+        assert nothing.status_code == 406
+
+
+def test_a_synthesis_that_breaks_off_says_why_and_keeps_nothing(site, datasets):
+    site.generation.fails_after = 1
+    with pytest.raises(DarkroomError, match="not made in time"):
+        datasets.synthesize(prompts=["a fox", "a dog"])
+    assert list(datasets.list()) == []
 
 
 def test_a_key_needs_the_scope_train(enter, site, folder):

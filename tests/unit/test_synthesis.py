@@ -48,8 +48,14 @@ class Studio:
             self.at_once -= 1
         return SimpleNamespace(images=[SimpleNamespace(data=files.png(request.seed))])
 
-    def make(self, request=FOXES, **options):
-        return asyncio.run(self.synthesis.synthesize(request, **options))
+    def make(self, request=FOXES):
+        return asyncio.run(self.synthesis.synthesize(request))
+
+    def events(self, request=FOXES):
+        async def all_of_them():
+            return [event async for event in self.synthesis.events(request)]
+
+        return asyncio.run(all_of_them())
 
     def seed(self, place):
         from service.datasets.recipes import seed_of
@@ -70,14 +76,13 @@ def busy(seconds=30):
 
 
 def test_the_pictures_are_made_and_kept_under_their_captions(studio):
-    told = []
-    made = studio.make(progress=lambda *what: told.append(what))
+    *told, made = studio.events()
     assert [(picture.file, picture.caption) for picture in made.pictures] == [
         (f"000{place}.png", "a fox" if place < 3 else "a red fox") for place in range(6)
     ]
     assert (made.name, made.existing) == ("foxes", False)
     assert (made.synthesis.num_inference_steps, made.synthesis.guidance_scales) == (20, (7.5,))
-    assert told == [(count, 6) for count in range(1, 7)]
+    assert [(event.done, event.total) for event in told] == [(count, 6) for count in range(7)]
     assert asyncio.run(studio.library.picture(made.id, 4)) == files.png(studio.seed(4))
 
 
@@ -85,6 +90,7 @@ def test_the_same_synthesis_again_is_the_same_dataset_and_costs_nothing(studio):
     made = studio.make()
     again = studio.make(FOXES.model_copy(update={"name": "other", "num_inference_steps": 20}))
     assert again == made.model_copy(update={"existing": True})
+    assert studio.events() == [again]
     assert len(studio.asked) == 6
 
 

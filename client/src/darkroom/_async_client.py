@@ -13,6 +13,7 @@ from darkroom._async_comparisons import AsyncComparisons
 from darkroom._async_datasets import AsyncDatasetLibrary
 from darkroom._async_loras import AsyncLoraRegistry
 from darkroom._async_train import AsyncTrainJobs
+from darkroom._callers import ReadingOf
 from darkroom._compare_options import CompareOptions, compare_request
 from darkroom._connection import DEFAULT_MAX_RETRIES, Timeouts, resolve
 from darkroom._errors import DarkroomError, refused_before_sending
@@ -129,8 +130,7 @@ class AsyncDarkroom:
 
     def stream_request(self, request: GenerateRequest) -> AsyncStream:
         """The same of a request that is already made."""
-        call = _calls.stream(request)
-        return AsyncStream(self._events(of_pictures(call, self._connection, self._outside)))
+        return AsyncStream(self._read(_calls.stream(request), of_pictures))
 
     async def compare(
         self,
@@ -158,7 +158,7 @@ class AsyncDarkroom:
     @property
     def datasets(self) -> AsyncDatasetLibrary:
         """Pictures to learn from, as `Darkroom.datasets`."""
-        return AsyncDatasetLibrary(self._call)
+        return AsyncDatasetLibrary(self._call, self._read)
 
     @property
     def train(self) -> AsyncTrainJobs:
@@ -201,6 +201,9 @@ class AsyncDarkroom:
 
     async def _call(self, call: _calls.Call[T]) -> T:
         return await self._run(exchange(call, self._connection, self._outside))
+
+    def _read(self, call: _calls.Call[bytes], reading: ReadingOf[E]) -> AsyncGenerator[E, None]:
+        return self._events(reading(call, self._connection, self._outside))
 
     async def _events(self, reading: Reading[E]) -> AsyncGenerator[E, None]:
         opening = exchange(reading.call, self._connection, self._outside)

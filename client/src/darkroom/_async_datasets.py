@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from typing import Unpack
 
 from darkroom import _dataset_calls
-from darkroom._callers import AsyncCaller
+from darkroom._callers import AsyncCaller, AsyncReader
 from darkroom._dataset_calls import Invalid, SynthesisOptions
 from darkroom._files import PictureFile
 from darkroom._packing import Pictures, archive_of
@@ -19,8 +19,8 @@ from darkroom.types.datasets import SynthesisRecipe
 class AsyncDatasetLibrary:
     """`DatasetLibrary` for asyncio: the same methods and arguments, awaited; `list` with `async for`."""
 
-    def __init__(self, call: AsyncCaller) -> None:
-        self._call = call
+    def __init__(self, call: AsyncCaller, read: AsyncReader) -> None:
+        self._call, self._read = call, read
 
     async def upload(
         self,
@@ -38,10 +38,18 @@ class AsyncDatasetLibrary:
             return await self._call(_dataset_calls.upload(upload, prompt=prompt, invalid=invalid, name=name))
 
     async def synthesize(
-        self, recipe: SynthesisRecipe | None = None, **options: Unpack[SynthesisOptions]
+        self,
+        recipe: SynthesisRecipe | None = None,
+        *,
+        progress: Told | None = None,
+        **options: Unpack[SynthesisOptions],
     ) -> Dataset:
-        """Have the service make pictures, as `DatasetLibrary.synthesize`."""
-        return await self._call(_dataset_calls.synthesize(_dataset_calls.synthesis(recipe, options)))
+        """Have the service make pictures, as `DatasetLibrary.synthesize`; `progress` is not awaited."""
+        call = _dataset_calls.synthesize(_dataset_calls.synthesis(recipe, options))
+        async with aclosing(self._read(call, _dataset_calls.of_synthesis)) as events:
+            return await anext(
+                made async for event in events if (made := _dataset_calls.heard(event, progress))
+            )
 
     async def get(self, dataset: Dataset | DatasetSummary | str) -> Dataset:
         """A dataset by its id, with all its pictures. Raises: `NotFound`."""

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from darkroom import _calls, _http
+from darkroom._callers import ReadingOf
 from darkroom._compare_options import CompareOptions, compare_request
 from darkroom._comparison_result import ComparisonResult
 from darkroom._comparisons import Comparisons
@@ -169,8 +170,7 @@ class Darkroom:
 
     def stream_request(self, request: GenerateRequest) -> Stream:
         """The same of a request that is already made."""
-        call = _calls.stream(request)
-        return Stream(self._events(of_pictures(call, self._connection, self._outside)))
+        return Stream(self._read(_calls.stream(request), of_pictures))
 
     def compare(
         self,
@@ -223,7 +223,7 @@ class Darkroom:
     @property
     def datasets(self) -> DatasetLibrary:
         """Pictures to learn from: upload them, have the service make them, list, look at, delete them."""
-        return DatasetLibrary(self._call)
+        return DatasetLibrary(self._call, self._read)
 
     @property
     def train(self) -> TrainJobs:
@@ -276,6 +276,9 @@ class Darkroom:
 
     def _call(self, call: _calls.Call[T]) -> T:
         return self._run(exchange(call, self._connection, self._outside))
+
+    def _read(self, call: _calls.Call[bytes], reading: ReadingOf[E]) -> Generator[E, None, None]:
+        return self._events(reading(call, self._connection, self._outside))
 
     def _events(self, reading: Reading[E]) -> Generator[E, None, None]:
         opening = exchange(reading.call, self._connection, self._outside)

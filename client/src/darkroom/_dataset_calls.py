@@ -1,13 +1,18 @@
 """The endpoints of datasets, as `_calls` has the others. Nothing here does I/O."""
 
+import math
 from typing import Literal, TypedDict
 from urllib.parse import quote
 
-from darkroom._calls import QUICK_SECONDS, Call, nothing
+from darkroom._calls import EVENT_STREAM, QUICK_SECONDS, Call, nothing
+from darkroom._connection import Connection
 from darkroom._errors import InvalidRequest, refused_before_sending
+from darkroom._exchange import Outside
 from darkroom._files import PictureFile
-from darkroom._transfers import Upload
-from darkroom.types import Dataset, DatasetPage, DatasetSummary, SynthesizeRequest
+from darkroom._sse import ServerSentEvent
+from darkroom._streams import SILENCE_SECONDS, LongReading, Reading, read_as, told_error
+from darkroom._transfers import Told, Upload
+from darkroom.types import Dataset, DatasetPage, DatasetSummary, SynthesisProgress, SynthesizeRequest
 from darkroom.types.datasets import SynthesisRecipe
 from darkroom.types.faults import invalid_request
 
@@ -43,16 +48,46 @@ def upload(upload: Upload, *, prompt: str, invalid: Invalid, name: str) -> Call[
     )
 
 
-def synthesize(request: SynthesizeRequest) -> Call[Dataset]:
-    """A dataset of pictures that the service makes. A second sending finds the dataset of the first."""
+def synthesize(request: SynthesizeRequest) -> Call[bytes]:
+    """A dataset of pictures that the service makes, as a stream of events. A second sending finds that of the first."""
     return Call(
         "POST",
         "/v1/datasets/synthesize",
-        Dataset.model_validate_json,
+        bytes,
         body=request.model_dump_json(exclude_defaults=True).encode(),
-        headers=(("Content-Type", "application/json"),),
+        headers=(("Accept", EVENT_STREAM), ("Content-Type", "application/json")),
         idempotent=True,
+        longest_seconds=SILENCE_SECONDS,
     )
+
+
+def of_synthesis(
+    call: Call[bytes], connection: Connection, outside: Outside
+) -> Reading[SynthesisProgress | Dataset]:
+    """The reading of its stream, which is as long as it takes and ends in the dataset."""
+    return LongReading(
+        call, connection, outside, math.inf, _synthesis_event, lambda event: isinstance(event, Dataset)
+    )
+
+
+def heard(event: SynthesisProgress | Dataset, progress: Told | None) -> Dataset | None:
+    """The dataset, if it is there; till then whoever listens is told."""
+    if isinstance(event, Dataset):
+        return event
+    if progress is not None:
+        progress(event.done, event.total)
+    return None
+
+
+def _synthesis_event(sent: ServerSentEvent, call: Call[bytes]) -> SynthesisProgress | Dataset | None:
+    match sent.event:
+        case "progress":
+            return read_as(SynthesisProgress, sent, call)
+        case "result":
+            return read_as(Dataset, sent, call)
+        case "error":
+            raise told_error(sent, call)
+    return None  # of a service that is newer than this client
 
 
 def synthesis(recipe: SynthesisRecipe | None, options: SynthesisOptions) -> SynthesizeRequest:

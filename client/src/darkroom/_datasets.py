@@ -1,10 +1,11 @@
 """`client.datasets`: pictures to learn from. `_async_datasets` is its twin: change both."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Unpack
 
 from darkroom import _dataset_calls
-from darkroom._callers import Caller
+from darkroom._callers import Caller, Reader
 from darkroom._dataset_calls import Invalid, SynthesisOptions
 from darkroom._files import PictureFile
 from darkroom._packing import Pictures, archive_of
@@ -22,8 +23,8 @@ class DatasetLibrary:
     ['1.png', '2.png']
     """
 
-    def __init__(self, call: Caller) -> None:
-        self._call = call
+    def __init__(self, call: Caller, read: Reader) -> None:
+        self._call, self._read = call, read
 
     def upload(
         self,
@@ -48,18 +49,25 @@ class DatasetLibrary:
             return self._call(_dataset_calls.upload(upload, prompt=prompt, invalid=invalid, name=name))
 
     def synthesize(
-        self, recipe: SynthesisRecipe | None = None, **options: Unpack[SynthesisOptions]
+        self,
+        recipe: SynthesisRecipe | None = None,
+        *,
+        progress: Told | None = None,
+        **options: Unpack[SynthesisOptions],
     ) -> Dataset:
         """Have the service make pictures: `"wrong"` is a set of bad ones, or give `prompts`. May take minutes.
 
-        The same request again is the dataset that it was. Where it takes longer than the client waits, give the
-        client a longer `timeout`. Raises: `InvalidRequest` where it is not possible.
+        The same request again is the dataset that it was. `progress(done, total)` hears of the pictures. The client's
+        `timeout` does not count, as the service says all the while that it is at work. Raises: `InvalidRequest` where
+        it is not possible; `ConnectionFailed` where the connection breaks, and then nothing was kept: ask again.
 
         >>> bad = client.datasets.synthesize("wrong", seed=1)
         >>> len(bad.pictures), bad.pictures[0].caption
         (78, 'wrong')
         """
-        return self._call(_dataset_calls.synthesize(_dataset_calls.synthesis(recipe, options)))
+        call = _dataset_calls.synthesize(_dataset_calls.synthesis(recipe, options))
+        with closing(self._read(call, _dataset_calls.of_synthesis)) as events:
+            return next(made for event in events if (made := _dataset_calls.heard(event, progress)))
 
     def get(self, dataset: Dataset | DatasetSummary | str) -> Dataset:
         """A dataset by its id, with all its pictures. Raises: `NotFound`."""

@@ -22,6 +22,7 @@ from darkroom.types import (
     FieldError,
     GenerateRequest,
     Problem,
+    SynthesisProgress,
     SynthesizeRequest,
 )
 
@@ -52,7 +53,8 @@ class FakeDatasets:
             case "POST", []:
                 return self._upload(asked)
             case "POST", ["synthesize"]:
-                return self._synthesize(asked.body)
+                made = self._synthesize(asked.body)
+                return _told(made) if "text/event-stream" in asked.headers.get("accept", "") else made
             case "GET", [id]:
                 return _answer(self.get(id))
             case "DELETE", [id]:
@@ -158,6 +160,19 @@ class FakeDatasets:
             )
         made = self._kept[id].model_copy(update={"existing": existing, "faults": faults})
         return _answer(made, 200 if existing else 201)
+
+
+def _told(made: Answer) -> Answer:
+    """The same answer as a stream of events: none made, all made, the dataset."""
+    dataset = Dataset.model_validate_json(made.body)
+    total = len(dataset.pictures)
+    progress = [SynthesisProgress(done=done, total=total) for done in (0, total)]
+    events = [("progress", told) for told in progress if not dataset.existing] + [("result", dataset)]
+    frames = [
+        f"id: {number}\nevent: {name}\ndata: {data.model_dump_json()}\n\n"
+        for number, (name, data) in enumerate(events, 1)
+    ]
+    return Answer(200, "".join(frames).encode(), {"Content-Type": "text/event-stream; charset=utf-8"})
 
 
 def _summary(dataset: Dataset) -> DatasetSummary:

@@ -1,20 +1,17 @@
 """What happens to a job or a comparison, heard over as many connections as it takes: the policy, without I/O."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from darkroom._calls import EVENT_STREAM, Call
 from darkroom._connection import Connection
 from darkroom._errors import BadResponse, ConnectionFailed, DarkroomError, ServerError, Timeout
 from darkroom._exchange import FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS, Outside
 from darkroom._sse import ServerSentEvent
-from darkroom._streams import Reading, read_as, told_error
+from darkroom._streams import SILENCE_SECONDS, LongReading, Reading, read_as, told_error
 from darkroom.types import CompareEvent, Comparison, JobEvent, TrainJob
 
-SILENCE_SECONDS = 60.0
-"""The service says something every quarter of a minute: a connection that is silent for longer is broken."""
 PATIENCE_SECONDS = 600.0
 """How long a service may be away. What is followed outlives a restart, and to load a model takes minutes."""
 
@@ -85,7 +82,7 @@ class Following(Generic[EventT, EndT]):
         """The stream to open next: it goes on after the last event that was heard."""
         left_seconds = max(0.001, self._give_up_at - self._outside.now())
         call = self._followed.listen(self._after, min(SILENCE_SECONDS, left_seconds))
-        return _Listening(
+        return LongReading(
             call, self._connection, self._outside, self._give_up_at, self._followed.understood, self._is_end
         )
 
@@ -122,28 +119,6 @@ class Following(Generic[EventT, EndT]):
 
     def _is_end(self, told: EventT | EndT) -> bool:
         return isinstance(told, self._followed.end)
-
-
-E = TypeVar("E")
-
-
-class _Listening(Reading[E]):
-    """The reading of a stream of events. Its time is not that of its opening."""
-
-    def __init__(
-        self,
-        call: Call[bytes],
-        connection: Connection,
-        outside: Outside,
-        give_up_at: float,
-        understand: Callable[[ServerSentEvent, Call[bytes]], E | None],
-        is_last: Callable[[E], bool],
-    ) -> None:
-        super().__init__(call, connection, outside, understand, is_last)
-        self._ends_at = give_up_at
-
-    def begin(self, response: Any, give_up_at: float) -> None:  # noqa: ARG002
-        super().begin(response, self._ends_at)
 
 
 def _may_pass(error: DarkroomError) -> bool:

@@ -18,6 +18,9 @@ from darkroom._sse import Parser, ServerSentEvent
 from darkroom.types import Accepted, GenerateResponse, Problem
 from darkroom.types import Progress as WireProgress
 
+SILENCE_SECONDS = 60.0
+"""The service says something every quarter of a minute: a connection that is silent for longer is broken."""
+
 E = TypeVar("E")
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -98,6 +101,25 @@ class Reading(Generic[E]):
     def cut_short(self) -> ConnectionFailed:
         """The error of a stream that stopped before its end."""
         return ConnectionFailed(f"the stream from {self._connection.base_url} stopped before its result")
+
+
+class LongReading(Reading[E]):
+    """The reading of a stream of events whose time is not that of its opening: all of it has to come by `ends_at`."""
+
+    def __init__(
+        self,
+        call: Call[bytes],
+        connection: Connection,
+        outside: Outside,
+        ends_at: float,
+        understand: Callable[[ServerSentEvent, Call[bytes]], E | None],
+        is_last: Callable[[E], bool],
+    ) -> None:
+        super().__init__(call, connection, outside, understand, is_last)
+        self._ends_at = ends_at
+
+    def begin(self, response: Any, give_up_at: float) -> None:  # noqa: ARG002
+        super().begin(response, self._ends_at)
 
 
 def of_pictures(call: Call[bytes], connection: Connection, outside: Outside) -> Reading[StreamEvent]:

@@ -131,7 +131,9 @@ def test_the_fake_refuses_what_is_no_picture_or_leaves_it_out(client, folder):
 
 
 def test_the_fake_makes_pictures(client):
-    bad = client.datasets.synthesize("wrong", name="bad")
+    told = []
+    bad = client.datasets.synthesize("wrong", name="bad", progress=lambda *what: told.append(what))
+    assert told == [(0, len(bad.pictures)), (len(bad.pictures),) * 2]
     assert (len(bad.pictures), bad.pictures[0].caption, bad.name) == (78, "wrong", "bad")
     assert client.datasets.synthesize("wrong").existing
     foxes = client.datasets.synthesize(prompts=["a fox", "a dog"], images_per_prompt=2, seed=3)

@@ -32,6 +32,7 @@ from darkroom.types.datasets import (
     DatasetPage,
     DatasetPicture,
     DatasetSummary,
+    SynthesisProgress,
     SynthesizeRequest,
 )
 from darkroom.types.errors import FieldError, Problem
@@ -168,6 +169,7 @@ __all__ = [
     "SchedulerName",
     "SeedCount",
     "ServiceInfo",
+    "SynthesisProgress",
     "SynthesizeRequest",
     "Timings",
     "TokenCount",

@@ -75,6 +75,14 @@ class DatasetPage(Response):
     """The `cursor` of the next page; empty where this is the last one."""
 
 
+class SynthesisProgress(Response):
+    """How far a synthesis is."""
+
+    done: int
+    """Pictures made so far, those that could not be used among them."""
+    total: int
+
+
 class SynthesizeRequest(Request):
     """Pictures made by the resident model: every prompt at every guidance value with every seed.
 
