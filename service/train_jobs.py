@@ -22,7 +22,7 @@ from service.jobs.changes import ENDED
 from service.jobs.table import JobTable
 from service.metrics import Metrics
 from service.training.errors import TrainingTooLarge
-from service.training.estimates import estimate
+from service.training.estimates import estimate, too_large
 from service.training.recipes import TrainedModel, filled_in
 
 
@@ -71,7 +71,7 @@ class TrainJobs(Followed[JobTable, JobEvent, TrainJob]):
                 return made, True
             full, needed = self._planned(request)
             if not needed.fits:
-                raise TrainingTooLarge(_too_large(needed))
+                raise TrainingTooLarge(too_large(needed))
             job, replayed = self.table().create(
                 full, max_train_steps=needed.steps, key=key, fingerprint=fingerprint
             )
@@ -182,9 +182,3 @@ def _check_captions(request: TrainRequest, dataset: Dataset) -> None:
             "the captions, or leave them out and give an `instance_prompt`",
             pointer="/token",
         )
-
-
-def _too_large(needed: TrainEstimate) -> str:
-    has = (needed.memory_available_bytes or 0) / 2**30
-    advice = "; ".join(needed.advice)
-    return f"the training needs about {needed.memory_bytes / 2**30:.1f} GiB of {has:.1f} GiB: {advice}"

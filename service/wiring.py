@@ -447,14 +447,8 @@ def build_training(
     def model() -> TrainedModel:
         device = models.pick_device(settings.training_device) if settings.training_device else None
         at_home = device is None or device == engine().models.device
-        ours_bytes = engine().memory_bytes() if at_home else 0
-        lends = settings.gpu_sharing == "pause"
-        return trained_model(
-            engine().models,
-            device,
-            lent_bytes=ours_bytes if lends else 0,
-            held_bytes=0 if lends else ours_bytes,
-        )
+        holds = at_home and settings.gpu_sharing != "pause"
+        return trained_model(engine().models, device, held_bytes=engine().memory_bytes() if holds else 0)
 
     def launcher(table: JobTable) -> LocalLauncher:
         return LocalLauncher(

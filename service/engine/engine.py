@@ -171,9 +171,8 @@ class Engine:
         with self._gate:
             if self._lent_since is not None:
                 return True
-            self._lent_since = (
-                time.monotonic()
-            )  # no order slips in behind the look at what is being worked on
+            # From here on, so that no order slips in behind the look at what is being worked on.
+            self._lent_since = time.monotonic()
         lent = False
         try:
             lent = self._moving(self._move_out).result()

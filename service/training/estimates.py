@@ -40,6 +40,13 @@ def estimate(request: TrainRequest, model: TrainedModel, *, picture_count: int) 
     )
 
 
+def too_large(needed: TrainEstimate) -> str:
+    """Why it does not fit, and what to do about it."""
+    has = (needed.memory_available_bytes or 0) / 2**30
+    advice = "; ".join(needed.advice)
+    return f"the training needs about {needed.memory_bytes / 2**30:.1f} GiB of {has:.1f} GiB: {advice}"
+
+
 def peak_bytes(request: TrainRequest, model: TrainedModel) -> int:
     """Frozen weights, what is learnt with its gradients and moments, and activations."""
     recipe = request.recipe

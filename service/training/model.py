@@ -7,13 +7,16 @@ from service.engine.models import SMALL_UNET_PARAMETERS, Models
 from service.training.recipes import BUCKET_PX, TrainedModel
 
 
-def trained_model(
-    models: Models, device: torch.device | None = None, *, lent_bytes: int = 0, held_bytes: int = 0
-) -> TrainedModel:
+def free_bytes(device: torch.device) -> int | None:
+    """What nobody uses of the device's memory now; None where it does not say."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def trained_model(models: Models, device: torch.device | None = None, *, held_bytes: int = 0) -> TrainedModel:
     """Sizes and layer names, read from the loaded base; it is to be trained on `device`, by default where it is.
 
-    The memory is what is free there now, and `lent_bytes` that a server on it will move out of the way; `held_bytes` it
-    will not.
+    The memory is all that the device has, but for the `held_bytes` of a server on it: what a job that runs now has of
+    it is free once the next one's turn has come.
     """
     device = models.device if device is None else device
     unet = models.unets["base"]
@@ -31,7 +34,7 @@ def trained_model(
         unet_parameters=parameters,
         linear_layers={name: (module.out_features, module.in_features) for name, module in linear.items()},
         is_pocket=models.name == presets.POCKET.name,
-        memory_bytes=torch.cuda.mem_get_info(device)[0] + lent_bytes if cuda else None,
+        memory_bytes=torch.cuda.mem_get_info(device)[1] - held_bytes if cuda else None,
         held_bytes=held_bytes,
         beside_parameters=sum(parameter.numel() for module in beside for parameter in module.parameters()),
     )

@@ -41,7 +41,7 @@ class TrainedModel:
     linear_layers: Mapping[str, tuple[int, int]]
     """(outputs, inputs) of each of the base UNet, by their full names."""
     memory_bytes: int | None = None
-    """Free on the device; None: it is the host's own."""
+    """There for a training on the device; None: it is the host's own."""
     held_bytes: int = 0
     """What a server on the device holds of it and does not move out of the way, but would under the policy `pause`."""
     is_pocket: bool = False

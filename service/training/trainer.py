@@ -3,10 +3,11 @@
 import io
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
+from darkroom.types import TrainRequest
 from lora_registry import Registry
 from service import __version__, wiring
 from service.datasets.datasets import Datasets
@@ -18,7 +19,8 @@ from service.jobs.sharing import Turnstile
 from service.jobs.worker import Finished, Stop
 from service.settings import Settings
 from service.training.errors import TrainingTooLarge
-from service.training.model import trained_model
+from service.training.estimates import estimate, too_large
+from service.training.model import free_bytes, trained_model
 from service.training.session import Lineage, Session
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -38,7 +40,10 @@ def trained(settings: Settings, datasets: Datasets, claim: Claim, stop: Stop) ->
         turnstile.device(stop.asked) if settings.gpu_sharing == "pause" else nullcontext(),
     ):
         stop.check()
-        preset, loaded = _loaded(settings, claim)
+        device = models.pick_device(settings.training_device or settings.device)
+        room_bytes = free_bytes(device)
+        preset, loaded = _loaded(settings, claim, device)
+        _check_room(claim.job.request, loaded, room_bytes)
         session = Session(
             claim.job.id,
             claim.job.request,
@@ -62,8 +67,15 @@ def trained(settings: Settings, datasets: Datasets, claim: Claim, stop: Stop) ->
             ) from exc
 
 
-def _loaded(settings: Settings, claim: Claim) -> tuple[Preset, Models]:
-    device = models.pick_device(settings.training_device or settings.device)
+def _check_room(request: TrainRequest, loaded: Models, room_bytes: int | None) -> None:
+    """Raise TrainingTooLarge where others have so much of the device that this one would fail in the middle."""
+    model = replace(trained_model(loaded), memory_bytes=room_bytes)
+    needed = estimate(request, model, picture_count=0)
+    if not needed.fits:
+        raise TrainingTooLarge(too_large(needed))
+
+
+def _loaded(settings: Settings, claim: Claim, device: torch.device) -> tuple[Preset, Models]:
     preset = presets.choose(settings.model, cuda=device.type == "cuda")
     loaded = models.load(
         preset,

@@ -11,12 +11,17 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load
 
 from lora_files import lora_file
 from processes import until
 from service import __version__
+from service.datasets.datasets import Datasets
 from service.jobs import worker
+from service.settings import Settings
+from service.training import trainer
+from service.training.errors import TrainingTooLarge
 from training_jobs import EVERY, SECONDS, STEPS, Trainer, Trap, Workshop, workshop
 
 STATE = "state.safetensors"
@@ -140,6 +145,18 @@ def test_a_process_that_stood_still_while_it_published_moves_no_alias(shop, whol
     with shop.registry() as registry:
         assert registry.resolve(f"{job.name}:good").ref == other.ref
         assert [version.ref for version in registry.versions(job.name).items] == [other.ref, job.lora]
+
+
+def test_a_job_for_which_others_have_left_no_room_fails_before_it_begins(shop, monkeypatch):
+    job_id = shop.new(next(names))
+    claim = shop.table.claim(job_id, holder="this test", lease_seconds=60)
+    settings = Settings(model="pocket", data=shop.data, threads=torch.get_num_threads())
+    monkeypatch.setattr(trainer, "free_bytes", lambda device: 1 << 20)
+    with pytest.raises(TrainingTooLarge, match=r"needs about 0\.\d GiB of 0\.0 GiB: .*`resolution`"):
+        trainer.trained(settings, Datasets(shop.database, shop.table._files), claim, worker.Stop())
+    assert shop.kept(job_id) == {}
+    claim.release()
+    assert shop.finish(job_id).state == "succeeded"
 
 
 def test_a_job_that_is_cancelled_makes_no_further_step_and_a_retry_goes_on(shop, whole, tmp_path):
