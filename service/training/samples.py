@@ -1,6 +1,7 @@
 """Sample pictures during a training, drawn with the very modules that learn: nothing is loaded beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,26 @@ GUIDANCE_SCALE = 5.0
 
 @torch.no_grad()
 def sample(
-    models: Models, captions: Captions, prompts: Sequence[str], *, seed: int, steps: int, edge: int
+    models: Models,
+    captions: Captions,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    steps: int,
+    edge: int,
+    wait_turn: Callable[[], None] = lambda: None,
 ) -> list[np.ndarray]:
-    """One uint8 picture (H, W, 3) for each prompt; the i-th always has the seed `seed + i`."""
+    """One uint8 picture (H, W, 3) for each prompt; the i-th always has the seed `seed + i`.
+
+    `wait_turn` is called between steps, and may take as long as others need the device.
+    """
+
+    def between_steps(
+        _pipeline: object, _step: int, _timestep: object, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        wait_turn()
+        return tensors
+
     pipeline = StableDiffusionXLPipeline(
         vae=models.vae,
         text_encoder=models.text_encoder,
@@ -46,6 +64,7 @@ def sample(
                 width=edge,
                 generator=torch.Generator().manual_seed(seed + place),
                 output_type="np",
+                callback_on_step_end=between_steps,
             ).images[0]
             drawn.append((picture * 255).round().astype(np.uint8))
     finally:

@@ -149,7 +149,7 @@ class Session:
     def _drawn(self, filled: SynthesizeRequest) -> Dataset:
         plan = synthesis.planned(filled)
         self._report.log(f"making {len(plan)} pictures to learn from")
-        with Studio.opened(self._models, self._base, self._stop) as studio:
+        with Studio.opened(self._models, self._base, self._stop, self._wait_turn) as studio:
             drawn = studio.draw([picture.request for picture in plan])
         return self._pictures.add_pictures(
             ((one.file, encode_png(pixels), one.caption) for one, pixels in zip(plan, drawn, strict=True)),
@@ -176,7 +176,7 @@ class Session:
         if (kept := self._report.read(CLASS_PICTURES)) is None:
             self._report.log(f"making {len(prompts)} pictures of the class")
             edge = self._model.edge
-            with Studio.opened(self._models, self._base, self._stop) as studio:
+            with Studio.opened(self._models, self._base, self._stop, self._wait_turn) as studio:
                 drawn = studio.draw(
                     [
                         GenerateRequest(
@@ -287,6 +287,7 @@ class Session:
             seed=recipe.seed,
             steps=20 if self._model.small else 30,
             edge=self._model.edge,
+            wait_turn=self._wait_turn,
         )
         for place, pixels in enumerate(drawn):
             self._report.put(f"samples/{step:06d}-{place}.png", encode_png(pixels), PNG, step=step)
@@ -333,7 +334,7 @@ class Session:
         self, candidates: Sequence[Candidate], subject: Sequence[Example], likeness: Mapping[int, float]
     ) -> Candidate:
         self._report.stage("evaluating")
-        with Studio.opened(self._models, self._base, self._stop) as studio:
+        with Studio.opened(self._models, self._base, self._stop, self._wait_turn) as studio:
             studied: Studied = study(
                 studio,
                 candidates,

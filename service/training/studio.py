@@ -6,7 +6,7 @@ import hashlib
 import io
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -44,17 +44,23 @@ class Worn:
 class Studio:
     """Makes pictures, one call at a time. `opened` closes it again and leaves the models pristine."""
 
-    def __init__(self, engine: Engine, base: BaseModel, stop: Stop) -> None:
-        self._engine, self._base, self._stop = engine, base, stop
+    def __init__(self, engine: Engine, base: BaseModel, stop: Stop, wait_turn: Callable[[], None]) -> None:
+        self._engine, self._base, self._stop, self._wait_turn = engine, base, stop, wait_turn
 
     @classmethod
     @contextmanager
-    def opened(cls, models: Models, base: BaseModel, stop: Stop) -> Iterator["Studio"]:
-        """A studio with an engine of its own on these models, which nobody else may use meanwhile."""
-        engine = Engine(models, memory.profile_for("auto", models.device))
+    def opened(
+        cls, models: Models, base: BaseModel, stop: Stop, wait_turn: Callable[[], None] = lambda: None
+    ) -> Iterator["Studio"]:
+        """A studio with an engine of its own on these models, which nobody else may use meanwhile.
+
+        `wait_turn` is called between its steps, and may take as long as others need the device.
+        """
+        profile = memory.profile_for("auto", models.device)
+        engine = Engine(models, profile, observe_step=lambda _unet, _seconds: wait_turn())
         engine.start()
         try:
-            yield cls(engine, base, stop)
+            yield cls(engine, base, stop, wait_turn)
             engine.run(lambda: [weights.apply(EMPTY) for weights in models.weights.values()]).result()
         finally:
             engine.close()
@@ -77,6 +83,7 @@ class Studio:
         """
         pictures: list[np.ndarray] = []
         for first in range(0, len(requests), AT_ONCE):
+            self._wait_turn()
             self._stop.check()
             pictures += self._together(requests[first : first + AT_ONCE], worn)
         return pictures
