@@ -19,6 +19,7 @@ from darkroom import Darkroom, DarkroomError, Generation, Image, LoraUse, Refine
 from examples.contact_sheet import Print, Strip, contact_sheet
 
 PROMPT = "a red star on a blue background"
+STAR = "a cyan star on a red background"
 SEED = 7
 
 
@@ -39,16 +40,10 @@ STRIPS: dict[str, list[Shot]] = {
         Shot(f"(small){weight:g}", {"prompt": f"a (small){weight:g} red circle on a white background"})
         for weight in (0.2, 1.0, 1.5, 2.0)
     ],
-    '"a green cross on a purple background": what the negative prompt takes away': [
-        Shot("no negative prompt", {"prompt": "a green cross on a purple background"}),
-        Shot(
-            "negative: deformed",
-            {"prompt": "a green cross on a purple background", "negative_prompt": "deformed"},
-        ),
-        Shot(
-            "negative: blurry, washed out",
-            {"prompt": "a green cross on a purple background", "negative_prompt": "blurry, washed out"},
-        ),
+    f'"{STAR}": what the negative prompt takes away': [
+        Shot("no negative prompt", {"prompt": STAR}),
+        Shot("negative: washed out", {"prompt": STAR, "negative_prompt": "washed out"}),
+        Shot("negative: blurry", {"prompt": STAR, "negative_prompt": "blurry"}),
     ],
     '"a big yellow ring on a black background": four seeds in one request': [
         Shot("seed {seed}", {"prompt": "a big yellow ring on a black background", "num_images": 4}),

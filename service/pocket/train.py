@@ -30,7 +30,7 @@ from .sheets import write_sheet
 from .team import run_team
 from .tokenizers import write_tokenizers
 from .vae import round_trip, train_vae
-from .world import caption, sample_scene
+from .world import Scene, caption, sample_scene
 
 
 class GateClosed(Exception):
@@ -72,27 +72,33 @@ def show_world(config: Config, path: Path) -> None:
         print(caption(scene, rng), flush=True)
 
 
-def check_round_trip(config: Config, folder: Path, path: Path) -> None:
-    """Print what the VAE keeps of 400 faultless single things, half of them small; write a sheet of both.
+def check_round_trip(config: Config, folder: Path, path: Path, *, count: int = 400) -> None:
+    """Print what the VAE keeps of the shapes in `count` faultless scenes of one thing and of two each; write a sheet.
 
-    Raises GateClosed if fewer shapes than `config.vae_gate` survive.
+    Raises GateClosed if fewer shapes of either kind survive than `config.vae_gate` and `vae_gate_pairs` ask.
     """
     vae = AutoencoderKL.from_pretrained(folder).eval()
     rng = random.Random(config.seed + 99)
-    scenes = [sample_scene(rng, hidden=0, captioned=0, pairs=0) for _ in range(400)]
-    before = render(scenes)
-    after = round_trip(vae, before)
-    write_sheet(torch.stack([before[:42], after[:42]], 1).flatten(0, 1), path, 14)
-    kept = 0
-    for scene, picture in zip(scenes, after, strict=True):
-        things = read(picture).things
-        kept += bool(things) and things[0].shape == scene.things[0].shape
-    decibels = -10 * (after - before).square().mean().log10().item()
-    print(f"round trip: {kept / len(scenes):.3f} of shapes kept, {decibels:.1f} dB", flush=True)
-    if kept < config.vae_gate * len(scenes):
-        raise GateClosed(
-            f"the VAE keeps {kept} of {len(scenes)} shapes, fewer than {config.vae_gate:.0%}; train it longer"
-        )
+    closed, sheet = [], []
+    for kind, pairs, gate in (("one thing", 0, config.vae_gate), ("two things", 1, config.vae_gate_pairs)):
+        scenes = [sample_scene(rng, hidden=0, captioned=0, pairs=pairs) for _ in range(count)]
+        before = render(scenes)
+        after = round_trip(vae, before)
+        sheet.append(torch.stack([before[:28], after[:28]], 1).flatten(0, 1))
+        kept = sum(map(shapes_kept, scenes, after)) / sum(len(scene.things) for scene in scenes)
+        decibels = -10 * (after - before).square().mean().log10().item()
+        print(f"round trip, {kind}: {kept:.3f} of shapes kept, {decibels:.1f} dB", flush=True)
+        if kept < gate:
+            closed.append(f"of {kind} the VAE keeps {kept:.1%} of shapes, fewer than {gate:.0%}")
+    write_sheet(torch.cat(sheet), path, 14)
+    if closed:
+        raise GateClosed("; ".join([*closed, "train it longer"]))
+
+
+def shapes_kept(scene: Scene, picture: torch.Tensor) -> int:
+    """How many things of `scene` the picture shows in their own colour and shape."""
+    seen = {(thing.colour, thing.shape) for thing in read(picture).things}
+    return sum((thing.colour, thing.shape) in seen for thing in scene.things)
 
 
 def _leave(*_: object) -> None:

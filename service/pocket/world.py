@@ -42,6 +42,10 @@ DEFECTS = ("deformed", "washed out", "blocky", "blurry")
 VAGUE_DEFECTS = ("low quality", "ugly", "bad")
 PRAISE = ("high quality", "sharp")
 RADIUS_PX = {"small": (9.5, 11.5), "": (14.5, 18.5), "big": (22.0, 25.5)}
+PAIR_RADIUS_PX = (11.5, 13.2)
+"""Of each of two things. Stars of 10 px come out of the VAE as blots, and nothing larger than this leaves a gap."""
+PAIR_GAP_PX = (4.5, 8.0)
+"""Between two things: about a latent's width, so that what is drawn of one does not run into the other."""
 PLACES = {"left": (-15, 0), "right": (15, 0), "top": (0, -15), "bottom": (0, 15), "middle": (0, 0)}
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 """Where the first thing lies, seen from the second, in steps of x and y (y grows downwards)."""
@@ -182,10 +186,9 @@ def _sample_single(rng: random.Random, background: str, size: str, place: str) -
 
 def _sample_pair(rng: random.Random, background: str, relation: str) -> tuple[Thing, Thing]:
     dx, dy = RELATIONS[relation]
-    radii = (rng.uniform(9.5, 13.0), rng.uniform(9.5, 13.0))
-    gap = rng.uniform(2.5, 7.0)
-    apart = radii[0] + radii[1] + gap
-    along, across = rng.uniform(-2.0, 2.0), rng.uniform(-8.0, 8.0)
+    radii = (rng.uniform(*PAIR_RADIUS_PX), rng.uniform(*PAIR_RADIUS_PX))
+    apart = radii[0] + radii[1] + rng.uniform(*PAIR_GAP_PX)
+    along, across = rng.uniform(-1.5, 1.5), rng.uniform(-8.0, 8.0)
     mid_x, mid_y = (32 + along, 32 + across) if dx else (32 + across, 32 + along)
     things: list[Thing] = []
     for sign, radius in zip((0.5, -0.5), radii, strict=True):

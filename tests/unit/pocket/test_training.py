@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
+from service.pocket import WEIGHTS
 from service.pocket.base import base_errors, draw_batch, spread_timesteps
 from service.pocket.config import Config, Pace
 from service.pocket.dataset import load_dataset
@@ -15,7 +16,7 @@ from service.pocket.networks import BASE_TIME_IDS, new_text_encoders, new_unet, 
 from service.pocket.render import render
 from service.pocket.team import Team
 from service.pocket.tokenizers import load_tokenizers, token_ids
-from service.pocket.train import run_stages
+from service.pocket.train import GateClosed, check_round_trip, run_stages, shapes_kept
 from service.pocket.trainer import Trainer, learning_rate
 from service.pocket.vae import latent_statistics, new_vae, round_trip, stretch_latents, vae_loss
 from service.pocket.warm_start import warm_start_text_encoder, warm_start_unet
@@ -111,6 +112,34 @@ def test_stretched_latents_have_unit_variance_and_decode_the_same():
     _, stretched = latent_statistics(vae, drawn, "cpu")
     torch.testing.assert_close(stretched * vae.config.scaling_factor, torch.ones(4), atol=1e-2, rtol=0)
     torch.testing.assert_close(round_trip(vae, drawn), before, atol=1e-4, rtol=0)
+
+
+def test_a_vae_that_loses_shapes_closes_the_gate_for_either_kind_of_scene(tmp_path: Path):
+    new_vae(TINY).save_pretrained(tmp_path / "vae")
+    asking = replace(TINY, vae_gate=0.98, vae_gate_pairs=0.95)
+    with pytest.raises(
+        GateClosed, match=r"of one thing the VAE keeps .* than 98%; of two things .* than 95%"
+    ):
+        check_round_trip(asking, tmp_path / "vae", tmp_path / "round-trip.png", count=40)
+    assert (tmp_path / "round-trip.png").exists()
+
+
+@pytest.mark.slow
+def test_the_committed_vae_passes_the_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    vae = AutoencoderKL.from_pretrained(WEIGHTS / "base" / "vae", variant="fp16", torch_dtype=torch.float32)
+    vae.save_pretrained(tmp_path / "vae")
+    check_round_trip(Config(), tmp_path / "vae", tmp_path / "round-trip.png")
+    assert "round trip, two things: 0.9" in capsys.readouterr().out
+
+
+def test_a_faultless_picture_shows_its_own_shapes_and_nobody_elses():
+    rng = random.Random(1)
+    scenes = [sample_scene(rng, hidden=0, captioned=0, pairs=1) for _ in range(60)]
+    drawn = render(scenes)
+    shown = [shapes_kept(scene, picture) for scene, picture in zip(scenes, drawn, strict=True)]
+    assert sum(shown) >= 0.97 * 2 * len(scenes)
+    others = [shapes_kept(scene, picture) for scene, picture in zip(scenes[1:], drawn, strict=False)]
+    assert sum(others) < 0.15 * 2 * len(scenes)
 
 
 def test_finished_stages_are_not_run_again(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,6 @@
 """The world: what is drawn, what captions say of it, and what is kept from training."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from service.pocket.render import DISTANCES, render
 from service.pocket.tokenizers import vocabulary_words
 from service.pocket.world import (
     DEFECTS,
+    PAIR_GAP_PX,
+    PAIR_RADIUS_PX,
     SHAPES,
     SPARE_WORDS,
     SYNONYMS,
@@ -101,3 +104,15 @@ def test_unseen_shapes_can_be_drawn_for_later_lessons():
         scene = Scene((Thing(shape, "red", (0.9, 0.1, 0.1)),), "white", (1.0, 1.0, 1.0))
         inside = (render([scene])[0, 1] < 0.5).float().mean()
         assert 0.03 < inside < 0.3
+
+
+def test_two_things_lie_apart_and_inside_the_picture():
+    rng = random.Random(7)
+    scenes = [sample_scene(rng, pairs=1) for _ in range(500)]
+    for one, other in (scene.things for scene in scenes):
+        reach = one.radius + other.radius
+        assert math.hypot(one.x - other.x, one.y - other.y) >= reach + PAIR_GAP_PX[0] - 1e-9
+        for thing in (one, other):
+            assert PAIR_RADIUS_PX[0] <= thing.radius <= PAIR_RADIUS_PX[1]
+            assert 0.95 * thing.radius - 1 <= min(thing.x, thing.y)
+            assert max(thing.x, thing.y) <= 64 - 0.95 * thing.radius + 1
