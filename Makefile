@@ -50,7 +50,8 @@ test-slow: $(READY) $(EIGHT_BIT)  ## trainings to their end, and what else takes
 
 # Not in the environment itself: where it is, peft imports it into every process, which costs each a second.
 $(EIGHT_BIT):
-	$(BIN)/pip install -q --no-deps --target $@ $$(grep '^bitsandbytes' deploy/requirements.txt)
+	$(BIN)/pip install -q --no-deps --target $@ $$(grep '^bitsandbytes' deploy/requirements.txt) || \
+	  echo "bitsandbytes cannot be had here: its tests will skip"
 
 check: $(READY)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -306,7 +306,7 @@ def lending(client: Darkroom, steps: int) -> Lending:
                 break
             drawn_before += 1
         time.sleep(_LOOK_SECONDS)
-    ended = client.train.wait(job, progress=False, timeout=_STARTUP_SECONDS)
+    ended = client.train.wait(job, progress=False, timeout_seconds=_STARTUP_SECONDS)
     assert ended.finished_at is not None
     return Lending(
         drawn_before,

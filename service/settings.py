@@ -71,7 +71,8 @@ class Settings(BaseSettings):
     """A torch device for train jobs; default: the service's own."""
     gpu_sharing: Literal["share", "pause", "separate"] = "share"
     """Between pictures and a train job: `share` lets the job make steps while no picture is wanted, `pause` gives it
-    the device until it is done, and callers get 503; `separate`: they do not meet (see `training_device`)."""
+    the device and its memory until it is done, and callers get 503; `separate`: they do not meet (see
+    `training_device`)."""
 
     compare_max_cells: int = Field(default=1000, ge=1)
     """arms × prompts × seeds of one comparison."""
