@@ -412,7 +412,10 @@ def _check_description(text: str) -> None:
 
 
 def _check_lineage(lineage: Mapping[str, Any]) -> None:
-    size = len(json.dumps(dict(lineage), ensure_ascii=False, allow_nan=False).encode())
+    try:
+        size = len(json.dumps(dict(lineage), ensure_ascii=False, allow_nan=False).encode())
+    except (TypeError, ValueError) as exc:
+        raise InvalidLabel(f"a lineage is a JSON object: {exc}") from exc
     if size > MAX_LINEAGE_BYTES:
         raise InvalidLabel(f"a lineage has up to {MAX_LINEAGE_BYTES} bytes as JSON; this has {size}")
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TypeVar
 
 from darkroom.types import (
     Accepted,
@@ -97,6 +98,16 @@ class Fetching:
 
 Event = Accepted | Progress | Generated
 """What is told of a request that is being worked on."""
+Outcome = TypeVar("Outcome")
+
+
+async def outcome(events: AsyncGenerator[object], kind: type[Outcome]) -> Outcome:
+    """The event of this kind, in which `events` end."""
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, kind):
+                return event
+    raise AssertionError(f"the events end in no {kind.__name__}")
 
 
 class Generation:
@@ -136,11 +147,7 @@ class Generation:
                 "previews come only in a stream of events; accept `text/event-stream`, or leave `previews` out",
                 pointer="/previews",
             )
-        async with aclosing(self.events(request)) as events:
-            async for event in events:
-                if isinstance(event, Generated):
-                    return event
-        raise AssertionError("the events of a request end in its images")
+        return await outcome(self.events(request), Generated)
 
     async def events(self, request: GenerateRequest) -> AsyncGenerator[Event]:
         """Make the images of a request and tell of every step: first `Accepted`, at last the images.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 import structlog
-import torch
 
 from lora_registry.errors import StorageError
 from service.engine.engine import Engine
@@ -127,8 +126,8 @@ class Sharing:
             self._engine().take_back()
         except DarkroomError:
             return True
-        except torch.OutOfMemoryError:
-            log.warning("the device has no room for what was resident; tried again")
+        except RuntimeError as exc:  # which torch's own error of a full device is
+            log.warning("what was resident could not come back to the device; tried again", reason=str(exc))
             return False
         return True
 

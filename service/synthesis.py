@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
 from typing import Final
 
 from darkroom.types.datasets import Dataset, DatasetFault, SynthesisProgress, SynthesizeRequest
@@ -12,7 +11,7 @@ from service.datasets.recipes import PlannedPicture, filled_in, planned
 from service.engine import presets
 from service.engine.engine import Engine
 from service.errors import Overloaded, UnusableImage
-from service.generation import Generation
+from service.generation import Generation, outcome
 
 PATIENCE_SECONDS: Final = 600.0
 """How long one picture may wait for room in a queue that others have filled."""
@@ -46,11 +45,7 @@ class Synthesis:
         Raises:
             What `events` raises.
         """
-        async with aclosing(self.events(request)) as events:
-            async for event in events:
-                if isinstance(event, Dataset):
-                    return event
-        raise AssertionError("a synthesis ends in its dataset")
+        return await outcome(self.events(request), Dataset)
 
     async def events(self, request: SynthesizeRequest) -> AsyncGenerator[Event]:
         """How far it is, from none made to all, and at last the dataset; closing it frees the device.

@@ -46,3 +46,18 @@ def plain(models):
     from builders import PlainDiffusers
 
     return PlainDiffusers(models)
+
+
+@pytest.fixture
+def own() -> Iterator:
+    """An engine on a model of this test's own, to be spoiled."""
+    import torch
+
+    from service.engine import memory, models, presets
+    from service.engine.engine import Engine
+
+    loaded = models.load(presets.POCKET, device=torch.device("cpu"), dtype=torch.float32)
+    engine = Engine(loaded, memory.PROFILES["24"])
+    engine.start()
+    yield engine
+    engine.close()

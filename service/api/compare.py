@@ -17,6 +17,7 @@ from darkroom.types.compare import MAX_ARMS, MAX_PROMPTS, MAX_SEEDS
 from service.api import idempotency, negotiation, row_stream
 from service.api.files import Cursor, Limit, sent
 from service.api.in_flight import InFlight
+from service.api.problems import NO_ROOM
 from service.api.row_stream import RowStream
 
 if TYPE_CHECKING:  # which would import torch, before a worker needs it
@@ -32,11 +33,11 @@ PROBLEMS: Final[dict[str, dict[int, str]]] = {
         422: "The request is invalid, impossible here, costs more than the service takes, or its key came with "
         "another body.",
         503: "The database is away, or the model is loading; `Retry-After` says when to try again.",
-        507: "The database has no room.",
-    },
+    }
+    | NO_ROOM,
     "list_runs": {422: "The request is invalid.", 503: _AWAY},
     "get_run": _READ,
-    "cancel_run": _READ | {507: "The database has no room."},
+    "cancel_run": _READ | NO_ROOM,
     "get_run_events": _READ | {406: "No representation that the caller accepts."},
     "get_run_image": _READ | {404: "No such run, or no picture in this cell (yet)."},
     "get_run_file": _READ | {404: "No such run, or no such file (yet)."},

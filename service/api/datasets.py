@@ -10,7 +10,8 @@ from darkroom.types.datasets import MAX_CAPTION_CHARACTERS, MAX_PICTURES
 from service.api import negotiation, uploads
 from service.api.files import Cursor, Limit, body_of
 from service.api.in_flight import InFlight
-from service.api.refusals import NotAcceptable, UnsupportedMediaType
+from service.api.problems import NO_ROOM
+from service.api.refusals import UnsupportedMediaType
 from service.api.stream import EventStream, Name
 from service.datasets import forms
 from service.datasets.datasets import MAX_NAME_CHARACTERS
@@ -43,7 +44,7 @@ PROBLEMS: Final[dict[str, dict[int, str]]] = {
     "list_datasets": {422: "The request is invalid.", 503: _AWAY},
     "get_dataset": {404: "No such dataset.", 422: "The request is invalid.", 503: _AWAY},
     "get_dataset_picture": {404: "No such dataset, or picture.", 422: "The request is invalid.", 503: _AWAY},
-    "delete_dataset": {404: "No such dataset.", 422: "The request is invalid.", 503: _AWAY},
+    "delete_dataset": {404: "No such dataset.", 422: "The request is invalid.", 503: _AWAY} | NO_ROOM,
 }
 
 Id = Annotated[str, Path(max_length=100, description="`sha256:…` of its contents.")]
@@ -132,9 +133,7 @@ def router(components: Callable[[], "Components"], in_flight: InFlight) -> APIRo
     )
     async def synthesize(body: SynthesizeRequest, request: Request) -> Response:
         offers = (negotiation.JSON, negotiation.EVENT_STREAM)
-        media_type = negotiation.preferred(offers, ",".join(request.headers.getlist("accept")))
-        if media_type is None:
-            raise NotAcceptable(f"accept one of {', '.join(offers)}")
+        media_type = negotiation.chosen(offers, ",".join(request.headers.getlist("accept")))
         if media_type == negotiation.EVENT_STREAM:
             return EventStream(components().synthesis.events(body), in_flight, _as_json)
         return _made(await in_flight.run(components().synthesis.synthesize(body), request.receive))

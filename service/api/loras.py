@@ -19,6 +19,7 @@ from darkroom.types.loras import MAX_VERSION
 from service.api import conditions, uploads
 from service.api.files import Cursor, FileStream, Limit, body_of
 from service.api.in_flight import InFlight
+from service.api.problems import NO_ROOM
 from service.loras import LoraFile, Loras
 
 FILE_TYPE: Final = "application/octet-stream"
@@ -28,7 +29,7 @@ _READ: Final = {404: "No such LoRA, version or alias.", 422: "The request is inv
 _CONDITION: Final = {
     400: "The condition cannot be decided.",
     412: "The alias is not as `If-Match` or `If-None-Match` expects; `ETag` has its present state.",
-    507: "The database has no room.",
+    **NO_ROOM,
 }
 PROBLEMS: Final[dict[str, dict[int, str]]] = {
     "publish_lora": {
@@ -46,7 +47,7 @@ PROBLEMS: Final[dict[str, dict[int, str]]] = {
     "get_lora_version": _READ,
     "resolve_lora": _READ,
     "download_lora": _READ,
-    "delete_lora_version": _READ | {409: "An alias points to the version.", 507: "The database has no room."},
+    "delete_lora_version": _READ | NO_ROOM | {409: "An alias points to the version."},
     "get_lora_alias": _READ,
     "set_lora_alias": _READ | _CONDITION | {413: "The body is too large.", 415: "The body is not JSON."},
     "delete_lora_alias": _READ | _CONDITION,

@@ -54,6 +54,18 @@ def preferred(offers: Sequence[str], accept: str) -> str | None:
     return best if quality > 0 else None
 
 
+def chosen(offers: Sequence[str], accept: str) -> str:
+    """The media type that the caller likes best, as `preferred`.
+
+    Raises:
+        NotAcceptable: the caller accepts none of them.
+    """
+    best = preferred(offers, accept)
+    if best is None:
+        raise NotAcceptable(f"accept one of {', '.join(offers)}")
+    return best
+
+
 def with_format(request: GenerateRequest, media_type: str) -> GenerateRequest:
     """The request with the image format that was negotiated."""
     chosen = IMAGE_FORMATS.get(media_type)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import pydantic
@@ -38,6 +38,8 @@ class Row:
     retry_after_seconds: float | None = None
 
 
+NO_ROOM: Final = {507: "The database has no room."}
+"""What every route that writes to a database may answer, for its description."""
 TABLE: dict[type[Exception], Row] = {
     refusals.Unauthenticated: Row(401, "unauthenticated", "An API key is needed"),
     refusals.Forbidden: Row(403, "forbidden", "The API key may not do this"),

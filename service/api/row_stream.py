@@ -12,7 +12,7 @@ from service.api import negotiation, problems
 from service.api.answer import Receive, Send
 from service.api.exchange import Scope
 from service.api.in_flight import InFlight
-from service.api.refusals import Disconnected, NotAcceptable
+from service.api.refusals import Disconnected
 from service.api.stream import HEADERS
 
 HEARTBEAT_SECONDS: Final = 15.0
@@ -46,10 +46,7 @@ def wants_list(request: Request) -> bool:
         NotAcceptable: the caller accepts neither.
     """
     offers = (negotiation.EVENT_STREAM, negotiation.JSON)
-    media_type = negotiation.preferred(offers, ",".join(request.headers.getlist("accept")))
-    if media_type is None:
-        raise NotAcceptable(f"accept one of {', '.join(offers)}")
-    return media_type == negotiation.JSON
+    return negotiation.chosen(offers, ",".join(request.headers.getlist("accept"))) == negotiation.JSON
 
 
 def listed(rows: Iterable[Row]) -> Response:

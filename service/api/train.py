@@ -17,6 +17,7 @@ from darkroom.types import (
 from service.api import idempotency, row_stream
 from service.api.files import Cursor, Limit, sent
 from service.api.in_flight import InFlight
+from service.api.problems import NO_ROOM
 from service.api.row_stream import RowStream
 from service.following import EVENTS_AT_ONCE
 from service.train_jobs import TrainJobs
@@ -30,10 +31,9 @@ _BODY: Final = {
     415: "The body is not sent as JSON.",
     503: "The database is away, or the model is loading; `Retry-After` says when to try again.",
 }
-_FULL: Final = {507: "The database has no room."}
 PROBLEMS: Final[dict[str, dict[int, str]]] = {
     "create_train_job": _BODY
-    | _FULL
+    | NO_ROOM
     | {
         422: "The request is invalid, impossible here, does not fit the device, or its key came with another body."
     },
@@ -43,8 +43,8 @@ PROBLEMS: Final[dict[str, dict[int, str]]] = {
     "get_train_job_events": _READ | {406: "No representation that the caller accepts."},
     "list_train_job_artifacts": _READ,
     "get_train_job_artifact": _READ | {404: "No such job, or no such file."},
-    "cancel_train_job": _READ | _FULL,
-    "retry_train_job": _READ | _FULL | {409: "The job has neither failed nor been cancelled."},
+    "cancel_train_job": _READ | NO_ROOM,
+    "retry_train_job": _READ | NO_ROOM | {409: "The job has neither failed nor been cancelled."},
 }
 
 JobId = Annotated[str, Path(max_length=100, description="Of the job.")]

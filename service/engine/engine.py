@@ -150,9 +150,7 @@ class Engine:
             DeviceLent: the device is somebody else's now.
             EngineStopped: the engine is closed or has died; the future raises it where that happens later.
         """
-        future: Future[Result] = Future()
-        self._put(Errand(what, future))
-        return future
+        return self._errand(what)
 
     def pristine_of(self, component: Component, layer: str) -> torch.Tensor:
         """A copy of W0 of a layer that LoRAs may bend, on the CPU; waits for the engine's thread."""
@@ -175,7 +173,7 @@ class Engine:
             self._lent_since = time.monotonic()
         lent = False
         try:
-            lent = self._moving(self._move_out).result()
+            lent = self._errand(self._move_out, though_lent=True).result()
         finally:
             if not lent:
                 self._lent_since = None
@@ -189,12 +187,12 @@ class Engine:
             torch.OutOfMemoryError: somebody else has too much of the device; it is lent as before.
         """
         if self._lent_since is not None:
-            self._moving(self._move_in).result()
+            self._errand(self._move_in, though_lent=True).result()
             self._lent_since = None
 
-    def _moving(self, what: Callable[[], Result]) -> "Future[Result]":
+    def _errand(self, what: Callable[[], Result], *, though_lent: bool = False) -> "Future[Result]":
         future: Future[Result] = Future()
-        self._put(Errand(what, future), though_lent=True)
+        self._put(Errand(what, future), though_lent=though_lent)
         return future
 
     def _move_out(self) -> bool:

@@ -7,20 +7,10 @@ import torch
 from adapters import a_lora, arranged, random_adapter
 from builders import an_order
 from integration.test_hot_swap import pictures
-from service.engine import canary, memory, models, presets
+from service.engine import canary
 from service.engine.audit import Auditor
 from service.engine.engine import Engine
 from service.engine.guard import Guard
-
-
-@pytest.fixture
-def own():
-    """A model and an engine of this test's own, to be spoiled."""
-    loaded = models.load(presets.POCKET, device=torch.device("cpu"), dtype=torch.float32)
-    engine = Engine(loaded, memory.PROFILES["24"])
-    engine.start()
-    yield engine
-    engine.close()
 
 
 def guard_of(engine: Engine, heard: list, canary_seconds: float = 1e9) -> Guard:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from darkroom._errors import refusal_of
 from darkroom._fake_loras import Answer, Asked, Refused
 from darkroom._fake_pictures import preview
+from darkroom._fake_streams import frames
 from darkroom.types import (
     Dataset,
     DatasetFault,
@@ -168,11 +169,8 @@ def _told(made: Answer) -> Answer:
     total = len(dataset.pictures)
     progress = [SynthesisProgress(done=done, total=total) for done in (0, total)]
     events = [("progress", told) for told in progress if not dataset.existing] + [("result", dataset)]
-    frames = [
-        f"id: {number}\nevent: {name}\ndata: {data.model_dump_json()}\n\n"
-        for number, (name, data) in enumerate(events, 1)
-    ]
-    return Answer(200, "".join(frames).encode(), {"Content-Type": "text/event-stream; charset=utf-8"})
+    body = frames((name, data.model_dump_json()) for name, data in events)
+    return Answer(200, body, {"Content-Type": "text/event-stream; charset=utf-8"})
 
 
 def _summary(dataset: Dataset) -> DatasetSummary:

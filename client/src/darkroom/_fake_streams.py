@@ -1,7 +1,7 @@
 """What `FakeDarkroom` answers to those who want to see its pictures grow."""
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from darkroom._fake_pictures import generated, preview
 from darkroom.types import Accepted, FieldError, GenerateRequest, LoraVersion, Problem, Progress
@@ -18,9 +18,13 @@ def stream(
 ) -> bytes:
     """All events of a request: every step of every image, then the result; or half the steps and the problem that
     `failure` holds as JSON, or nothing more where it is empty."""
-    events = [*_events(request, number, loras, failure)]
-    frames = (f"id: {n}\nevent: {name}\ndata: {data}\n\n" for n, (name, data) in enumerate(events, 1))
-    return "".join(frames).encode()
+    return frames(_events(request, number, loras, failure))
+
+
+def frames(events: Iterable[tuple[str, str]]) -> bytes:
+    """Events, each a name and its JSON, as they are sent, numbered from 1."""
+    sent = (f"id: {n}\nevent: {name}\ndata: {data}\n\n" for n, (name, data) in enumerate(events, 1))
+    return "".join(sent).encode()
 
 
 def without_stream(request: GenerateRequest) -> Problem | None:

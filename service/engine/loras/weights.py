@@ -45,6 +45,12 @@ class _Known:
             self._plans.move_to_end(stack)
         return self._plans.get(stack)
 
+    def clear(self) -> None:
+        """Let all of them go."""
+        self._once.clear()
+        self._plans.clear()
+        self._size_bytes = 0
+
     def keep(self, stack: Stack, plan: Plan) -> None:
         """The plan that has just been put in force for this stack."""
         if not self._budget_bytes or plan.copies or not plan.writes:
@@ -90,7 +96,6 @@ class Weights:
         """Every name that a block weight may have."""
         self.in_force: Stack = EMPTY
         self._plan = _PRISTINE
-        self._kept_bytes = kept_bytes
         self._known = _Known(kept_bytes)
 
     def apply(self, stack: Stack) -> bool:
@@ -130,7 +135,7 @@ class Weights:
     def lay_bare(self) -> None:
         """The pristine weights in force, and nothing beside them: no copy of them, and of nothing else."""
         self.apply(EMPTY)
-        self._known = _Known(self._kept_bytes)
+        self._known.clear()
         for group in self._groups:
             group.forget()
 

@@ -427,9 +427,9 @@ def test_a_lineage_stays_with_the_first_publish_of_the_bytes(registry, lora_file
     assert registry.publish("elsewhere", [lora_file(2)]).lineage == {}
 
 
-@pytest.mark.parametrize("lineage", [{"text": "x" * (2 << 20)}, {"number": float("nan")}])
+@pytest.mark.parametrize("lineage", [{"text": "x" * (2 << 20)}, {"number": float("nan")}, {"of": object()}])
 def test_a_lineage_that_is_no_json_or_too_long_is_refused(registry, lora_file, lineage):
-    with pytest.raises((errors.InvalidLabel, ValueError), match=r"lineage|JSON"):
+    with pytest.raises(errors.InvalidLabel, match="a lineage"):
         registry.publish("ink-wash", [lora_file()], lineage=lineage)
     with pytest.raises(errors.LoraNotFound):
         registry.get("ink-wash")
